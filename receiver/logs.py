@@ -1,0 +1,87 @@
+"""Logging: one line per fact on stderr, for people on a terminal and as JSON elsewhere; secrets are masked in every line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol, TextIO
+
+import structlog
+from structlog.dev import ConsoleRenderer, plain_traceback
+from structlog.processors import TimeStamper, format_exc_info
+from structlog.stdlib import ProcessorFormatter
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+QUIET, NORMAL, VERBOSE = logging.WARNING, logging.INFO, logging.DEBUG
+# Whole URLs stand in their lines, or they say at INFO what our own lines say.
+NOISY = ("httpx", "httpcore", "uvicorn", "sse_starlette", "asyncio", "aiosqlite")
+CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+class MaskText(Protocol):
+    """What is needed of a masker."""
+
+    def mask_text(self, text: str) -> str: ...
+
+
+def set_up_logs(*, level: int = NORMAL, masker: MaskText | None = None, stream: TextIO | None = None) -> None:
+    """Send our lines and those of the standard library to `stream` (stderr): coloured on a terminal, JSON lines elsewhere."""
+    out = stream or sys.stderr
+    is_terminal = out.isatty()
+    stamp = TimeStamper(fmt="%H:%M:%S", utc=False) if is_terminal else TimeStamper(fmt="iso", utc=True)
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        stamp,
+    ]
+    handler = logging.StreamHandler(out)
+    finish: list[Processor] = [ProcessorFormatter.remove_processors_meta, format_exc_info, Mask(masker, is_terminal)]
+    handler.setFormatter(ProcessorFormatter(foreign_pre_chain=shared, processors=[*finish, console() if is_terminal else render_json]))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def console() -> ConsoleRenderer:
+    """For people; without colours where NO_COLOR is set."""
+    return ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=plain_traceback, sort_keys=False, pad_event_to=24)
+
+
+def render_json(_: WrappedLogger, __: str, event: EventDict) -> str:
+    """What a line says first stands first."""
+    first = {key: event.pop(key) for key in ("timestamp", "level", "event", "logger") if key in event}
+    return json.dumps({**first, **event}, default=str)
+
+
+class Mask:
+    """Takes secrets out of everything that a line says, and for a terminal what would steer it."""
+
+    def __init__(self, masker: MaskText | None, is_terminal: bool) -> None:
+        self._mask: Callable[[str], str] = masker.mask_text if masker else str
+        self._is_terminal = is_terminal
+
+    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        return {key: self._clean(value) for key, value in event.items()}
+
+    def _clean(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._clean(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._clean(inner) for inner in value]
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        text = self._mask(str(value))
+        return text.translate(CONTROL) if self._is_terminal else text
