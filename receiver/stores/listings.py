@@ -1,0 +1,152 @@
+"""Listings that both databases answer alike: filters to statements, places to cursors. `?` stands for a value."""
+
+# ruff: noqa: S608  # only names of columns and fixed conditions are put into statements; values are bound
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from receiver.errors import Invalid
+from receiver.model import DeliveryState, Notice, to_micros
+from receiver.stores.base import DeliveryFilter, JobFilter, NoticeFilter, Page
+from receiver.stores.rows import DELIVERIES, JOBS, NOTICES
+
+T = TypeVar("T")
+Statement = tuple[str, list[Any]]
+TIMELINE_ROWS = 1_000  # of each kind
+SET_ASIDE = "outcome IN ('unreadable', 'mismatched', 'waiting', 'refuted', 'orphan')"  # as in the index
+
+_parse_place = msgspec.json.Decoder(tuple[int, str]).decode
+
+
+# A notice's row with the size of its body in place of the body, which may be 16 MiB.
+NOTICE_HEADS = ", ".join("length(body)" if field == "body" else field for field in NOTICES.fields)
+_ID, _BODY = NOTICES.fields.index("id"), NOTICES.fields.index("body")
+
+
+def share_raw(rows: Sequence[Sequence[Any]], most_raw: int) -> dict[str, int]:
+    """How many bytes to read of which notices' bodies; `rows` begin with NOTICE_HEADS."""
+    shares: dict[str, int] = {}
+    left = most_raw
+    for row in rows:
+        if share := min(row[_BODY], left):
+            shares[row[_ID]] = share
+        left -= share
+    return shares
+
+
+def put_raw(row: Sequence[Any], bodies: Mapping[str, bytes]) -> tuple[Sequence[Any], bool]:
+    """The row with what was read of its body, and whether that is less than all of it."""
+    body = bodies.get(row[_ID], b"")
+    return (*row[:_BODY], body, *row[_BODY + 1 :]), len(body) < row[_BODY]
+
+
+def make_notice_page(
+    rows: Sequence[Sequence[Any]], limit: int, bodies: Mapping[str, bytes] | None, decode: Callable[[Sequence[Any]], Notice]
+) -> Page[Notice]:
+    """`rows` as for `make_page`, beginning with NOTICE_HEADS; `bodies` None: they were not asked for."""
+    filled = [put_raw(row, bodies or {}) for row in rows]
+    page = make_page([row for row, _ in filled], limit, decode)
+    truncated = frozenset(row[_ID] for row, is_truncated in filled[:limit] if is_truncated and bodies is not None)
+    return Page(page.rows, page.cursor, truncated)
+
+
+def make_cursor(at: int, id: str) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode((at, id))).decode().rstrip("=")
+
+
+def parse_cursor(cursor: str) -> tuple[int, str]:
+    """Invalid for anything that `make_cursor` did not make."""
+    try:
+        at, row_id = _parse_place(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
+    except (ValueError, msgspec.DecodeError):
+        raise Invalid([{"parameter": "cursor", "detail": "is not a cursor that this service gave"}]) from None
+    if not -(2**63) <= at < 2**63:
+        raise Invalid([{"parameter": "cursor", "detail": "is not a cursor that this service gave"}])
+    return at, row_id
+
+
+def make_page(rows: Sequence[Sequence[Any]], limit: int, decode: Callable[[Sequence[Any]], T]) -> Page[T]:
+    """`rows` may be one more than `limit`, and end with the time and id they are ordered by."""
+    cursor = make_cursor(rows[limit - 1][-2], rows[limit - 1][-1]) if len(rows) > limit else None
+    return Page(tuple(decode(row) for row in rows[:limit]), cursor)
+
+
+def _where(terms: Sequence[str]) -> str:
+    return f" WHERE {' AND '.join(terms)}" if terms else ""
+
+
+def select_jobs(filter: JobFilter, limit: int, cursor: str | None, shift: int = 0) -> Statement:
+    """The listing's statement. With metadata the first pair leads, in its index by time; the others are looked up.
+
+    `shift` is what the database's clock is ahead of ours, in microseconds.
+    """
+    pairs = list(filter.metadata.items())
+    lead, source = ("pair", "job_metadata AS pair CROSS JOIN jobs AS job") if pairs else ("job", "jobs AS job")
+    order = (f"{lead}.created_at", "pair.job_id" if pairs else "job.id")
+    terms: list[str] = ["job.id = pair.job_id"] if pairs else []
+    values: list[Any] = []
+    for number, pair in enumerate(pairs):
+        terms.append(
+            "pair.key = ? AND pair.value = ?"
+            if number == 0
+            else "EXISTS (SELECT 1 FROM job_metadata WHERE key = ? AND value = ? AND created_at = job.created_at AND job_id = job.id)"
+        )
+        values += pair
+    for column in ("provider", "model", "status", "submission_id"):
+        if (value := getattr(filter, column)) is not None:
+            terms.append(f"job.{column} = ?")
+            values.append(str(value))
+    for sign, at in ((">=", filter.created_after), ("<", filter.created_before)):
+        if at is not None:
+            terms.append(f"{order[0]} {sign} ?")
+            values.append(to_micros(at) + shift)
+    if cursor is not None:
+        terms.append(f"({order[0]}, {order[1]}) < (?, ?)")
+        values += parse_cursor(cursor)
+    columns = f"{JOBS.columns_of('job')}, {order[0]}, {order[1]}"
+    return f"SELECT {columns} FROM {source}{_where(terms)} ORDER BY {order[0]} DESC, {order[1]} DESC LIMIT ?", [*values, limit + 1]
+
+
+def select_notices(filter: NoticeFilter, limit: int, cursor: str | None) -> Statement:
+    """Heads only: the bodies are read by `share_raw`."""
+    terms: list[str] = []
+    values: list[Any] = []
+    for column in ("outcome", "provider", "channel"):
+        if (value := getattr(filter, column)) is not None:
+            terms.append(f"{column} = ?")
+            values.append(str(value))
+    if filter.outcome is not None and f"'{filter.outcome.value}'" in SET_ASIDE:
+        terms.append(SET_ASIDE)
+    if cursor is not None:
+        terms.append("arrival < ?")
+        values.append(parse_cursor(cursor)[0])
+    return f"SELECT {NOTICE_HEADS}, arrival, id FROM notices{_where(terms)} ORDER BY arrival DESC LIMIT ?", [*values, limit + 1]
+
+
+def delivery_conditions(filter: DeliveryFilter) -> tuple[list[str], list[Any]]:
+    """The WHERE terms of a filter; `state <> 'done'` beside another state lets the index of the few be used."""
+    terms: list[str] = []
+    values: list[Any] = []
+    for column, value in (("handler", filter.handler), ("job_id", filter.job_id), ("event_type", filter.event_type)):
+        if value is not None:
+            terms.append(f"{column} = ?")
+            values.append(value)
+    if filter.state is not None:
+        terms.append("state = ?")
+        values.append(filter.state.value)
+        if filter.state is not DeliveryState.DONE:
+            terms.append("state <> 'done'")
+    return terms, values
+
+
+def select_deliveries(filter: DeliveryFilter, limit: int, cursor: str | None) -> Statement:
+    terms, values = delivery_conditions(filter)
+    if cursor is not None:
+        terms.append("(created_at, id) < (?, ?)")
+        values += parse_cursor(cursor)
+    statement = f"SELECT {DELIVERIES.columns}, created_at, id FROM deliveries{_where(terms)} ORDER BY created_at DESC, id DESC LIMIT ?"
+    return statement, [*values, limit + 1]

@@ -1,0 +1,153 @@
+"""Notices that were pushed to us: kept many at a time by one statement, claimed in the order they came."""
+
+# ruff: noqa: S608  # only names of columns and fixed conditions are put into statements; values are bound
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from receiver.model import Notice
+from receiver.stores.base import NoticeBound, NoticeOutcome
+from receiver.stores.postgres_access import Access, Tx, each, work
+from receiver.stores.postgres_rows import NOTICE_TABLE
+
+INSERT_NOTICES = NOTICE_TABLE.insert("ON CONFLICT (id) DO NOTHING")
+CLAIMING = 4711_0002  # the advisory lock under which notices are claimed
+
+_N = NOTICE_TABLE.width
+_KEEP = (
+    f"WITH kept AS MATERIALIZED (SELECT new.*, octet_length(new.body) AS size FROM {NOTICE_TABLE.unnest()}"
+    f" JOIN unnest(${_N + 1}::bigint[], ${_N + 2}::bigint[], ${_N + 3}::bigint[], ${_N + 4}::bigint[]) WITH ORDINALITY"
+    " AS bound (callbacks, most_callbacks, bytes, most_bytes, nth) USING (nth)"
+    " LEFT JOIN inboxes USING (submission_id)"
+    " WHERE submission_id IS NULL OR (coalesce(inboxes.callbacks, 0) + bound.callbacks <= most_callbacks"
+    " AND coalesce(inboxes.bytes, 0) + bound.bytes <= most_bytes)),"
+    f" written AS (INSERT INTO notices ({NOTICE_TABLE.columns}) SELECT {NOTICE_TABLE.columns} FROM kept ORDER BY nth"
+    " ON CONFLICT (id) DO NOTHING),"
+    " counted AS (INSERT INTO inboxes (submission_id, callbacks, bytes)"
+    " SELECT submission_id, count(*), sum(size) FROM kept WHERE submission_id IS NOT NULL GROUP BY submission_id ORDER BY submission_id"
+    " ON CONFLICT (submission_id) DO UPDATE SET callbacks = inboxes.callbacks + excluded.callbacks, bytes = inboxes.bytes + excluded.bytes)"
+    " SELECT nth FROM kept"
+)
+
+# A batch in one statement.
+SETTLE_NOTICES = (
+    "UPDATE notices SET outcome = new.outcome, status = coalesce(new.status, notices.status),"
+    " job_id = coalesce(new.job_id, notices.job_id), reason = new.reason,"
+    " remote_id = coalesce(new.remote_id, notices.remote_id), claimed_by = NULL"
+    " FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])"
+    " AS new (outcome, status, job_id, reason, remote_id, id)"
+    " WHERE notices.id = new.id AND (notices.outcome IS NULL OR notices.outcome IN ('waiting', 'unreadable'))"
+)
+
+
+def outcome_arrays(outcomes: Sequence[NoticeOutcome]) -> list[list[Any]]:
+    last = {outcome.id: outcome for outcome in outcomes}  # an UPDATE meets each row once
+    statuses = [None if one.status is None else one.status.value for one in last.values()]
+    rows = [
+        (one.outcome.value, status, one.job_id, one.reason, one.remote_id, one.id)
+        for one, status in zip(last.values(), statuses, strict=True)
+    ]
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+@work("intake", is_single=True)
+async def _keep(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound]]) -> list[bool]:
+    """The bound is approximate by what comes at the very same time: no callback waits for another."""
+    sums: dict[str | None, tuple[int, int]] = {}
+    bounds = []
+    for notice, bound in asked:
+        callbacks, size = sums.get(notice.submission_id, (0, 0))
+        callbacks, size = sums[notice.submission_id] = callbacks + 1, size + len(notice.body)
+        bounds.append((callbacks, bound.callbacks, size, bound.bytes))
+    notices = NOTICE_TABLE.arrays([notice for notice, _ in asked], tx.shift)
+    kept = {row[0] for row in await tx.change(_KEEP, *notices, *map(list, zip(*bounds, strict=True)))}
+    return [nth in kept for nth in range(1, len(asked) + 1)]
+
+
+@each("claiming")
+async def _claim(tx: Tx, asked: tuple[int, int]) -> list[Notice]:
+    """One node at a time, since what another is just claiming of the same submission cannot be seen; it takes a moment."""
+    limit, max_tries = asked
+    if not await tx.look("SELECT 1 FROM notices WHERE outcome IS NULL AND claimed_by IS NULL LIMIT 1"):
+        return []
+    await tx.look("SELECT pg_advisory_xact_lock($1)", CLAIMING)
+    found = await tx.look(
+        "SELECT arrival, tries FROM notices AS notice WHERE outcome IS NULL AND claimed_by IS NULL AND NOT EXISTS (SELECT 1 FROM notices"
+        " WHERE submission_id = notice.submission_id AND outcome IS NULL AND claimed_by IS NOT NULL AND claimed_by <> $1)"
+        " ORDER BY arrival LIMIT $2 FOR UPDATE SKIP LOCKED",
+        tx.node,
+        limit,
+    )
+    worn_out = [arrival for arrival, tries in found if tries >= max_tries]
+    fresh = [arrival for arrival, tries in found if tries < max_tries]
+    if worn_out:
+        reason = f"its settling was begun {max_tries} times and never finished"
+        await tx.execute("UPDATE notices SET outcome = 'unreadable', reason = $1 WHERE arrival = ANY($2::bigint[])", reason, worn_out)
+    if not fresh:
+        return []
+    claimed = await tx.change(
+        "UPDATE notices SET claimed_by = $1, tries = tries + 1 WHERE arrival = ANY($2::bigint[])"
+        f" RETURNING {NOTICE_TABLE.columns}, arrival",
+        tx.node,
+        fresh,
+    )
+    return [NOTICE_TABLE.decode(row, tx.shift) for row in sorted(claimed, key=lambda row: row[-1])]
+
+
+_RELEASE = "UPDATE notices SET claimed_by = NULL, tries = tries - 1 WHERE claimed_by = $1 AND outcome IS NULL AND id = ANY($2::text[])"
+
+
+@each("claiming")
+async def _unclaim(tx: Tx, notice_ids: Sequence[str]) -> None:
+    await tx.execute(_RELEASE, tx.node, list(notice_ids))
+
+
+@each("settling")
+async def _set_aside(tx: Tx, outcomes: Sequence[NoticeOutcome]) -> None:
+    if outcomes:  # an unsettled one only by the node that has claimed it
+        await tx.execute(f"{SETTLE_NOTICES} AND (notices.outcome IS NOT NULL OR claimed_by = $7)", *outcome_arrays(outcomes), tx.node)
+
+
+@each("settling")
+async def _reopen(tx: Tx, notice_id: str) -> bool:
+    return (
+        await tx.execute(
+            "UPDATE notices SET outcome = NULL, reason = NULL, tries = 0, claimed_by = NULL WHERE id = $1 AND outcome = 'unreadable'",
+            notice_id,
+        )
+        == 1
+    )
+
+
+@each("settling")
+async def _reopen_orphans(tx: Tx, asked: tuple[str, Sequence[str] | None]) -> int:
+    provider, remote_ids = asked
+    return await tx.execute(
+        "UPDATE notices SET outcome = NULL, reason = NULL, tries = 0, claimed_by = NULL"
+        " WHERE outcome = 'orphan' AND submission_id IS NULL AND remote_id IS NOT NULL AND provider = $1"
+        " AND ($2::text[] IS NULL OR remote_id = ANY($2::text[]))"
+        " AND EXISTS (SELECT 1 FROM jobs WHERE jobs.provider = notices.provider AND jobs.remote_id = notices.remote_id)",
+        provider,
+        None if remote_ids is None else list(remote_ids),
+    )
+
+
+class InboxPart(Access):
+    async def keep_notice(self, notice: Notice, bound: NoticeBound) -> bool:
+        return await self.write(_keep, (notice, bound), weight=1_000 + len(notice.body))
+
+    async def claim_notices(self, limit: int, max_tries: int = 5) -> list[Notice]:
+        return await self.write(_claim, (limit, max_tries), undo=lambda notices: (_unclaim, [notice.id for notice in notices]))
+
+    async def release_notices(self, notice_ids: Sequence[str]) -> None:
+        await self.write(_unclaim, tuple(notice_ids))
+
+    async def set_aside_notices(self, outcomes: Sequence[NoticeOutcome]) -> None:
+        await self.write(_set_aside, tuple(outcomes))
+
+    async def reopen_notice(self, notice_id: str) -> bool:
+        return await self.write(_reopen, notice_id)
+
+    async def reopen_orphans(self, provider: str, remote_ids: Sequence[str] | None = None) -> int:
+        return await self.write(_reopen_orphans, (provider, None if remote_ids is None else tuple(remote_ids)))

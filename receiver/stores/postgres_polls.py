@@ -1,0 +1,159 @@
+"""When each job is to be asked about, and which node asks."""
+
+# ruff: noqa: S608  # only names of columns and fixed conditions are put into statements; values are bound
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from receiver.model import Job, Poll
+from receiver.stores.postgres_access import Access, Tx, each
+from receiver.stores.postgres_rows import JOB_TABLE, POLL_TABLE
+from receiver.stores.rows import POLLS
+
+# What was asked for while the poll was under way is not lost when its result is written.
+_REPLACE = (
+    f"{POLLS.replacing(but=('job_id', 'due_at', 'cancel'))}, due_at = least(excluded.due_at, polls.asked_at),"
+    " cancel = excluded.cancel OR polls.asked_cancel, asked_at = NULL, asked_cancel = false, claimed_by = NULL"
+)
+_WRITE = POLL_TABLE.insert(f"ON CONFLICT (job_id) DO UPDATE SET {_REPLACE}")
+
+BURY = (
+    "UPDATE polls SET claimed_by = NULL, due_at = least(due_at, asked_at), cancel = cancel OR asked_cancel,"
+    " asked_at = NULL, asked_cancel = false WHERE claimed_by = ANY($1::text[])"
+)
+
+
+class _Asked(NamedTuple):
+    now: datetime
+    job_ids: Sequence[str]
+    submission_id: str | None
+    provider: str | None
+    cancel: bool
+
+
+async def write_polls(tx: Tx, polls: Sequence[Poll]) -> None:
+    """In the order of their ids, as everyone locks them."""
+    if polls:
+        last = {poll.job_id: poll for poll in polls}
+        await tx.execute(_WRITE, *POLL_TABLE.arrays([last[job_id] for job_id in sorted(last)], tx.shift))
+
+
+@each("claiming")
+async def _claim(tx: Tx, asked: tuple[datetime, int, Sequence[str]]) -> list[tuple[Poll, Job]]:
+    now, limit, providers = asked
+    rows = await tx.change(
+        "WITH due AS MATERIALIZED (SELECT found.job_id, found.due_at FROM unnest($1::text[]) AS wanted (name) CROSS JOIN LATERAL ("
+        "SELECT job_id, due_at FROM polls WHERE provider = wanted.name AND claimed_by IS NULL AND due_at <= $2"
+        " ORDER BY due_at, job_id LIMIT $3 FOR UPDATE SKIP LOCKED) AS found ORDER BY found.due_at, found.job_id LIMIT $3),"
+        " poll AS (UPDATE polls SET claimed_by = $4 FROM due WHERE polls.job_id = due.job_id"
+        f" RETURNING {POLL_TABLE.columns_of('polls')})"
+        f" SELECT {POLL_TABLE.columns_of('poll')}, {JOB_TABLE.columns_of('job')} FROM poll JOIN jobs AS job ON job.id = poll.job_id"
+        " ORDER BY poll.due_at, poll.job_id",
+        list(dict.fromkeys(providers)),
+        tx.to_db(now),
+        limit,
+        tx.node,
+    )
+    return [(POLL_TABLE.decode(row, tx.shift), JOB_TABLE.decode(list(row)[POLL_TABLE.width :], tx.shift)) for row in rows]
+
+
+@each("claiming")
+async def _unclaim(tx: Tx, polls: Sequence[Poll]) -> None:
+    await _write_held(tx, polls)
+
+
+@each("settling", turn=1)
+async def _release(tx: Tx, polls: Sequence[Poll]) -> None:
+    await _write_held(tx, polls)
+
+
+async def _write_held(tx: Tx, polls: Sequence[Poll]) -> None:
+    rows = await tx.look(
+        "SELECT job_id FROM polls WHERE claimed_by = $1 AND job_id = ANY($2::text[]) ORDER BY job_id FOR UPDATE",
+        tx.node,
+        [poll.job_id for poll in polls],
+    )
+    held = {row[0] for row in rows}
+    await write_polls(tx, [poll for poll in polls if poll.job_id in held])
+
+
+@each("settling", turn=1)
+async def _poll_now(tx: Tx, asked: _Asked) -> int:
+    now = tx.to_db(asked.now)
+    changed = 0
+    for where, value in _selections(asked):
+        # Of a whole provider only open jobs: the few polls that an expired one has left are spread over a day.
+        is_open = " AND EXISTS (SELECT 1 FROM jobs WHERE jobs.id = polls.job_id AND NOT is_final)" if where.startswith("provider") else ""
+        for is_claimed, due, cancel in (("IS NULL", "due_at", "cancel"), ("IS NOT NULL", "asked_at", "asked_cancel")):
+            changed += await tx.execute(
+                f"UPDATE polls SET {due} = least({due}, $2), {cancel} = {cancel} OR $3::boolean WHERE job_id IN ("
+                f"SELECT job_id FROM polls WHERE {where.format(id='job_id')}{is_open} AND claimed_by {is_claimed}"
+                f" AND ({due} IS NULL OR {due} > $2 OR ($3 AND NOT {cancel})) ORDER BY job_id FOR UPDATE)",
+                value,
+                now,
+                asked.cancel,
+            )
+        changed += await _poll_again(tx, asked, where.format(id="id"), value, now)
+    return changed
+
+
+def _selections(asked: _Asked) -> list[tuple[str, Any]]:
+    selections: list[tuple[str, Any]] = []
+    if asked.job_ids:
+        selections.append(("{id} = ANY($1::text[])", list(asked.job_ids)))
+    if asked.submission_id is not None:
+        selections.append(("submission_id = $1", asked.submission_id))
+    if asked.provider is not None:
+        selections.append(("provider = $1", asked.provider))
+    return selections
+
+
+async def _poll_again(tx: Tx, asked: _Asked, where: str, value: Any, now: int) -> int:
+    """A poll for each job that has none and whose provider may still have news; of a whole provider the open ones only."""
+    may_have_news = "NOT is_final" if where.startswith("provider") else "(NOT is_final OR is_own_verdict)"
+    return await tx.execute(
+        "INSERT INTO polls (job_id, submission_id, provider, due_at, attempts, failures, not_found, cancel)"
+        f" SELECT id, submission_id, provider, $2, 0, 0, 0, $3::boolean FROM jobs WHERE {where} AND remote_id IS NOT NULL"
+        f" AND {may_have_news} AND NOT EXISTS (SELECT 1 FROM polls WHERE job_id = jobs.id) ORDER BY id ON CONFLICT (job_id) DO NOTHING",
+        value,
+        now,
+        asked.cancel,
+    )
+
+
+async def _load(tx: Tx, job_ids: Sequence[str]) -> dict[str, Poll]:
+    rows = await tx.look(f"SELECT {POLL_TABLE.columns} FROM polls WHERE job_id = ANY($1::text[])", list(job_ids))
+    polls = [POLL_TABLE.decode(row, tx.shift) for row in rows]
+    return {poll.job_id: poll for poll in polls}
+
+
+async def _count(tx: Tx, provider: str) -> int:
+    rows = await tx.look("SELECT count(*) FROM jobs WHERE provider = $1 AND NOT is_final AND remote_id IS NOT NULL", provider)
+    return int(rows[0][0])
+
+
+class PollsPart(Access):
+    async def claim_polls(self, now: datetime, limit: int, providers: Sequence[str]) -> list[tuple[Poll, Job]]:
+        return await self.write(_claim, (now, limit, tuple(providers)), undo=lambda claimed: (_unclaim, [poll for poll, _ in claimed]))
+
+    async def load_polls(self, job_ids: Sequence[str]) -> dict[str, Poll]:
+        return await self.read(lambda tx: _load(tx, job_ids))
+
+    async def release_polls(self, polls: Sequence[Poll]) -> None:
+        await self.write(_release, tuple(polls))
+
+    async def poll_now(
+        self,
+        now: datetime,
+        *,
+        job_ids: Sequence[str] = (),
+        submission_id: str | None = None,
+        provider: str | None = None,
+        cancel: bool = False,
+    ) -> int:
+        return await self.write(_poll_now, _Asked(now, tuple(job_ids), submission_id, provider, cancel))
+
+    async def count_polls(self, provider: str) -> int:
+        return await self.read(lambda tx: _count(tx, provider))

@@ -1,0 +1,167 @@
+"""The one way in which a job changes: whole settlements, each only over the version it was computed from."""
+
+# ruff: noqa: S608  # only names of columns and fixed conditions are put into statements; values are bound
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from receiver.model import Family, Job, Submission
+from receiver.stores.base import Settlement
+from receiver.stores.merging import Standing, choose_current, merge
+from receiver.stores.postgres_access import Access, Tx, work
+from receiver.stores.postgres_inbox import INSERT_NOTICES, SETTLE_NOTICES, outcome_arrays
+from receiver.stores.postgres_outbox import insert_deliveries, insert_events
+from receiver.stores.postgres_polls import write_polls
+from receiver.stores.postgres_rows import CALL_TABLE, JOB_TABLE, NOTICE_TABLE
+from receiver.stores.postgres_submissions import insert_jobs, load_families
+from receiver.stores.rows import JOBS, decode_outputs, json_text
+
+T = TypeVar("T")
+
+# A submission that is still `sent` keeps its claim: the node that waits for the answer lives.
+_WRITE_SUBMISSIONS = (
+    "UPDATE submissions SET state = new.state, attempts = new.attempts, next_attempt_at = new.next_attempt_at, sent_at = new.sent_at,"
+    " version = version + 1, claimed_by = CASE WHEN claimed_by = $6 AND new.state <> 'sent' THEN NULL ELSE claimed_by END"
+    " FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS new (id, state, attempts, next_attempt_at, sent_at)"
+    " WHERE submissions.id = new.id"
+)
+_WRITE_JOBS = JOB_TABLE.insert(
+    f"ON CONFLICT (id) DO UPDATE SET {JOBS.replacing(but=('id', 'submission_id', 'provider', 'metadata', 'created_at'))}, has_raw = true"
+)
+_CONFIRM = (
+    "UPDATE notices SET outcome = CASE WHEN notices.status IS NOT DISTINCT FROM new.status THEN 'applied' ELSE 'refuted' END"
+    " FROM unnest($1::text[], $2::text[]) AS new (job_id, status) WHERE notices.job_id = new.job_id AND notices.outcome = 'waiting'"
+)
+_REPEAT = (
+    "UPDATE notices SET repeats = repeats + new.count, last_at = new.last_at"
+    " FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS new (id, count, last_at) WHERE notices.id = new.id"
+)
+_LEARN = "INSERT INTO durations (provider, model, seconds) SELECT * FROM unnest($1::text[], $2::text[], $3::double precision[])"
+
+
+@work("settling")
+async def _settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> list[list[bool]]:
+    ids = sorted({settlement.submission.id for settlements in calls for settlement in settlements})
+    locked = await tx.look("SELECT id, version FROM submissions WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE", ids)
+    answers, won = choose_current(calls, {row[0]: row[1] for row in locked})
+    if won:
+        standing = await _read_standing(tx, sorted(settlement.submission.id for settlement in won))
+        await _write(tx, merge(won, standing), set(standing))
+    return answers
+
+
+async def _read_standing(tx: Tx, ids: Sequence[str]) -> dict[str, Standing]:
+    """The jobs stay locked: see the outbox."""
+    rows = await tx.look("SELECT id, sequence, outputs FROM jobs WHERE submission_id = ANY($1::text[]) ORDER BY id FOR UPDATE", ids)
+    return {job_id: Standing(sequence, decode_outputs(outputs)) for job_id, sequence, outputs in rows}
+
+
+async def _write(tx: Tx, settlements: Sequence[Settlement], known: set[str]) -> None:
+    await tx.execute(_WRITE_SUBMISSIONS, *_submission_arrays(tx, [settlement.submission for settlement in settlements]), tx.node)
+    await _resize(tx, [settlement.submission for settlement in settlements if settlement.is_resized])
+    await _write_jobs(tx, _all(settlement.jobs for settlement in settlements), known)
+    await _write_notices(tx, settlements)
+    await insert_events(tx, [(event, event.subject) for event in _all(settlement.events for settlement in settlements)])
+    await insert_deliveries(tx, _all(settlement.deliveries for settlement in settlements))
+    await write_polls(tx, _all(settlement.polls for settlement in settlements))
+    if ended := sorted(_all(settlement.polls_ended for settlement in settlements)):
+        await tx.execute(
+            "DELETE FROM polls WHERE job_id IN (SELECT job_id FROM polls WHERE job_id = ANY($1::text[]) ORDER BY job_id FOR UPDATE)", ended
+        )
+    if calls := _all(settlement.calls for settlement in settlements):
+        await tx.execute(CALL_TABLE.insert("ON CONFLICT (id) DO NOTHING"), *CALL_TABLE.arrays(calls, tx.shift))
+    if durations := _all(settlement.durations for settlement in settlements):
+        await tx.execute(_LEARN, [one.provider for one in durations], [one.model for one in durations], [one.seconds for one in durations])
+
+
+def _all(groups: Iterable[Iterable[T]]) -> list[T]:
+    return [one for group in groups for one in group]
+
+
+def _submission_arrays(tx: Tx, submissions: Sequence[Submission]) -> list[list[Any]]:
+    return [
+        [submission.id for submission in submissions],
+        [submission.state.value for submission in submissions],
+        [submission.attempts for submission in submissions],
+        [tx.to_db(submission.next_attempt_at) for submission in submissions],
+        [None if submission.sent_at is None else tx.to_db(submission.sent_at) for submission in submissions],
+    ]
+
+
+async def _resize(tx: Tx, submissions: Sequence[Submission]) -> None:
+    for submission in submissions:
+        await tx.execute("UPDATE submissions SET count = $1 WHERE id = $2", submission.count, submission.id)
+        await tx.execute("UPDATE inputs SET input = $1 WHERE submission_id = $2", json_text(submission.input), submission.id)
+
+
+async def _write_jobs(tx: Tx, jobs: Sequence[Job], known: set[str]) -> None:
+    if changed := [job for job in jobs if job.id in known]:
+        await tx.execute(_WRITE_JOBS, *JOB_TABLE.arrays(changed, tx.shift))
+    if new := [job for job in jobs if job.id not in known]:
+        await insert_jobs(tx, new)
+
+
+async def _write_notices(tx: Tx, settlements: Sequence[Settlement]) -> None:
+    notices = _all(settlement.notices for settlement in settlements)
+    if notices:
+        await tx.execute(INSERT_NOTICES, *NOTICE_TABLE.arrays(notices, tx.shift))
+    outcomes = _all(settlement.outcomes for settlement in settlements)
+    if outcomes:
+        await tx.execute(SETTLE_NOTICES, *outcome_arrays(outcomes))
+    if confirmations := {one.job_id: one.status for one in _all(settlement.confirmations for settlement in settlements)}:
+        statuses = [None if status is None else status.value for status in confirmations.values()]
+        await tx.execute(_CONFIRM, list(confirmations), statuses)
+    await _repeat(tx, _all(settlement.repeats for settlement in settlements))
+    spoken_of = [notice.job_id for notice in notices] + [outcome.job_id for outcome in outcomes]
+    heard = sorted({job_id for job_id in spoken_of if job_id is not None})
+    if heard:
+        await tx.execute("UPDATE jobs SET has_raw = true WHERE id = ANY($1::text[]) AND NOT has_raw", heard)
+
+
+async def _repeat(tx: Tx, repeats: Sequence[tuple[str, datetime]]) -> None:
+    counts: dict[str, tuple[int, int]] = {}
+    for notice_id, at in repeats:
+        counts[notice_id] = counts.get(notice_id, (0, 0))[0] + 1, tx.to_db(at)
+    if counts:
+        await tx.execute(_REPEAT, list(counts), [count for count, _ in counts.values()], [at for _, at in counts.values()])
+
+
+async def _find_jobs(tx: Tx, provider: str, remote_ids: Sequence[str], condition: str) -> list[Job]:
+    rows = await tx.look(
+        f"SELECT {JOB_TABLE.columns} FROM jobs WHERE provider = $1 AND remote_id IS NOT NULL AND remote_id = ANY($2::text[])"
+        f" AND {condition} ORDER BY created_at, id",
+        provider,
+        list(remote_ids),
+    )
+    return [JOB_TABLE.decode(row, tx.shift) for row in rows]
+
+
+async def _load(tx: Tx, statement: str, *values: Any) -> list[Family]:
+    ids = dict.fromkeys(row[0] for row in await tx.look(statement, *values))
+    families = await load_families(tx, ids)
+    return [families[submission_id] for submission_id in ids]
+
+
+class SettlingPart(Access):
+    async def load_families(self, submission_ids: Sequence[str]) -> dict[str, Family]:
+        return await self.read(lambda tx: load_families(tx, submission_ids), is_view=True)
+
+    async def find_open_jobs(self, provider: str, remote_ids: Sequence[str]) -> list[Job]:
+        return await self.read(lambda tx: _find_jobs(tx, provider, remote_ids, "(NOT is_final OR is_own_verdict)"))
+
+    async def find_jobs(self, provider: str, remote_ids: Sequence[str]) -> list[Job]:
+        return await self.read(lambda tx: _find_jobs(tx, provider, remote_ids, "true"))
+
+    async def find_unconfirmed(self, provider: str) -> list[Family]:
+        statement = "SELECT submission_id FROM jobs WHERE provider = $1 AND is_lost"
+        return await self.read(lambda tx: _load(tx, statement, provider), is_view=True)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        weight = sum(len(notice.body) for settlement in settlements for notice in settlement.notices)
+        return await self.write(_settle, tuple(settlements), weight=weight + 2_000 * len(settlements))
+
+    async def claim_overdeadline(self, now: datetime, limit: int) -> list[Family]:
+        statement = "SELECT submission_id FROM jobs WHERE NOT is_final AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2"
+        return await self.read(lambda tx: _load(tx, statement, tx.to_db(now), limit), is_view=True)

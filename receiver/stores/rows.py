@@ -1,0 +1,143 @@
+"""Values to rows and back: the one place that knows how a field of the model stands in a column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from receiver.keys import ApiKey, Scope
+from receiver.model import (
+    Call,
+    Channel,
+    Cost,
+    Delivery,
+    DeliveryState,
+    Event,
+    FinishedBy,
+    Job,
+    JobError,
+    Notice,
+    Outcome,
+    Output,
+    Poll,
+    Status,
+    Submission,
+    SubmissionState,
+    from_micros,
+    to_micros,
+)
+from receiver.stores.base import Breaker, Duration, Learned
+
+AMONG = "IN (SELECT value FROM json_each(?))"  # a list of ids is bound as one JSON text
+
+T = TypeVar("T", bound=msgspec.Struct)
+Encode = Callable[[Any], Any]
+Codec = tuple[Encode, Encode]  # to the column, from the column; neither meets None
+
+
+def json_text(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def json_codec(type: Any) -> Codec:
+    return json_text, msgspec.json.Decoder(type).decode
+
+
+def enum_codec(type: Any) -> Codec:
+    members = {member.value: member for member in type}
+    return (lambda member: member.value), members.__getitem__
+
+
+TIME: Codec = (to_micros, from_micros)
+BOOL: Codec = (bool, bool)
+
+
+class Rows(Generic[T]):
+    """How a struct stands in a table: a column per field, in the order of the fields.
+
+    Fields named `at` or `…_at` are times, those named `is_…` are truth values; `codecs` names the others that are not plain.
+    """
+
+    def __init__(self, type: type[T], codecs: dict[str, Codec] | None = None, *, beside: Sequence[str] = ()) -> None:
+        self.type = type
+        self.fields = tuple(field for field in type.__struct_fields__ if field not in beside)
+        by_name = {field: TIME for field in self.fields if field == "at" or field.endswith("_at")}
+        by_name |= {field: BOOL for field in self.fields if field.startswith("is_")}
+        by_name |= codecs or {}
+        self.codecs = by_name
+        self._encode = [(field, by_name[field][0] if field in by_name else None) for field in self.fields]
+        self._decode = [(field, by_name[field][1] if field in by_name else None) for field in self.fields]
+        self.columns = ", ".join(self.fields)
+        self.marks = ", ".join("?" * len(self.fields))
+
+    def columns_of(self, alias: str) -> str:
+        return ", ".join(f"{alias}.{field}" for field in self.fields)
+
+    def replacing(self, *, but: Sequence[str]) -> str:
+        """The SET list of an upsert: every column but these."""
+        return ", ".join(f"{field} = excluded.{field}" for field in self.fields if field not in but)
+
+    def encode(self, value: T) -> tuple[Any, ...]:
+        row = []
+        for field, encode in self._encode:
+            column = getattr(value, field)
+            row.append(column if encode is None or column is None else encode(column))
+        return tuple(row)
+
+    def decode(self, row: Sequence[Any], **beside: Any) -> T:
+        """`row` begins with the columns of this table, in their order."""
+        for (field, decode), column in zip(self._decode, row, strict=False):
+            beside[field] = column if decode is None or column is None else decode(column)
+        return self.type(**beside)
+
+
+STRINGS = json_codec(dict[str, str])
+
+SUBMISSIONS = Rows(Submission, {"metadata": STRINGS, "state": enum_codec(SubmissionState)}, beside=("input",))
+JOBS = Rows(
+    Job,
+    {
+        "status": enum_codec(Status),
+        "outputs": json_codec(tuple[Output, ...]),
+        "error": json_codec(JobError),
+        "cost": json_codec(Cost),
+        "metadata": STRINGS,
+        "finished_by": enum_codec(FinishedBy),
+    },
+)
+NOTICES = Rows(Notice, {"channel": enum_codec(Channel), "headers": STRINGS, "outcome": enum_codec(Outcome), "status": enum_codec(Status)})
+DELIVERIES = Rows(Delivery, {"state": enum_codec(DeliveryState)})
+POLLS = Rows(Poll, {"cancel": BOOL})
+CALLS = Rows(Call)
+BREAKERS = Rows(Breaker, {"open_until": TIME})
+KEYS = Rows(ApiKey, {"scopes": json_codec(tuple[Scope, ...])})
+
+decode_input = msgspec.json.Decoder(dict[str, Any]).decode
+decode_outputs = msgspec.json.Decoder(tuple[Output, ...]).decode
+decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
+_decode_envelope = msgspec.json.Decoder(Event).decode
+_decode_seconds = msgspec.json.Decoder(tuple[float, ...]).decode
+
+LEARNED_FROM = 100  # durations kept per provider and model
+
+
+def encode_event(event: Event, job_id: str | None) -> tuple[Any, ...]:
+    """id, job_id, at, depth, envelope."""
+    return event.id, job_id, to_micros(datetime.fromisoformat(event.time)), event.depth, json_text(event.envelope())
+
+
+def decode_event(envelope: str, depth: int) -> Event:
+    return msgspec.structs.replace(_decode_envelope(envelope), depth=depth)
+
+
+def decode_learned(provider: str, model: str, seconds: str) -> Learned:
+    return Learned(provider=provider, model=model, seconds=_decode_seconds(seconds))
+
+
+def add_duration(learned: Learned | None, duration: Duration) -> Learned:
+    """The same with one more, the oldest left out when there are enough."""
+    known = () if learned is None else learned.seconds
+    return Learned(provider=duration.provider, model=duration.model, seconds=(*known, duration.seconds)[-LEARNED_FROM:])

@@ -1,0 +1,331 @@
+"""The SQLite file: its connections, its lock, its one writer, and what its errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import aiosqlite
+
+from receiver.errors import Overloaded, ReceiverError, StoreUnavailable
+from receiver.stores.batch import Batcher
+
+A = TypeVar("A")
+R = TypeVar("R")
+T = TypeVar("T")
+
+BUSY_SECONDS = 5.0  # another program that holds the file longer than this is an outage
+LOCK_SECONDS = 10.0
+READERS = 2
+MOST_READS = 1_000  # waiting for one connection
+CHECKPOINT_CHANGES = 2_000  # rows, which is about the 1,000 pages of SQLite's own rule
+CHECKPOINT_BYTES = 4 * 1024 * 1024
+
+# Primary result codes, https://www.sqlite.org/rescode.html
+OUTAGES = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PERM, sqlite3.SQLITE_PROTOCOL,
+}  # fmt: skip
+BROKEN = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY}
+
+
+class Tx(NamedTuple):
+    """What a piece of work writes with."""
+
+    db: sqlite3.Connection
+    node: str
+
+
+Work = Callable[[Tx, Sequence[A]], Sequence[R | ReceiverError]]
+
+
+class _Piece(NamedTuple):
+    work: Work[Any, Any]
+    argument: Any
+
+
+def one_by_one(work: Callable[[Tx, A], R]) -> Work[A, R]:
+    """For work that gains nothing from being done for many at once."""
+
+    def many(tx: Tx, arguments: Sequence[A]) -> list[R]:
+        return [work(tx, argument) for argument in arguments]
+
+    return many
+
+
+class Connection(aiosqlite.Connection):
+    """aiosqlite's connection, which also runs a whole function in its thread: one hop for a transaction, not one for each statement."""
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        done: T = await self._execute(lambda: work(self._conn))  # type: ignore[no-untyped-call]
+        return done
+
+    async def open(self) -> None:
+        try:
+            await self
+        except BaseException:
+            await self.ended()
+            raise
+
+    async def ended(self) -> None:
+        """aiosqlite tells its thread to end but does not wait for that."""
+        while self._thread.is_alive():  # noqa: ASYNC110  # a thread sets no asyncio event
+            await asyncio.sleep(0.001)
+
+
+class _Reader:
+    __slots__ = ("connection", "waiting")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.waiting = connection, 0
+
+
+async def connect(path: Path, lock: FileLock | None = None) -> Connection:
+    """The writer's connection with the lock, a reader's without."""
+    connection = Connection(lambda: _open_reader(path) if lock is None else _open_writer(path, lock), iter_chunk_size=64)
+    await connection.open()
+    return connection
+
+
+def _open_writer(path: Path, lock: FileLock) -> sqlite3.Connection:
+    with lock.held():  # the first one turns the file to WAL, the first one after a crash recovers it
+        return _open(path)
+
+
+def _open_reader(path: Path) -> sqlite3.Connection:
+    db = _open(path)
+    db.execute("PRAGMA query_only = ON")
+    return db
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute("PRAGMA journal_size_limit = 67108864")
+        db.execute("PRAGMA cache_size = -16384")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def primary_code(error: BaseException) -> int:
+    """SQLite's primary result code; 0 for an error that is not SQLite's."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code & 0xFF if isinstance(code, int) else 0
+
+
+def translate(error: Exception) -> Exception:
+    """StoreUnavailable for what is nobody's fault here, else the error itself."""
+    if primary_code(error) in OUTAGES or isinstance(error, OSError):
+        return StoreUnavailable(f"the database cannot be used now: {error}")
+    return error
+
+
+class FileLock:
+    """Turns between processes: one of them writes or checkpoints at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    @contextmanager
+    def held(self, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+        """Blocks its thread, never longer than this."""
+        ends_at = time.monotonic() + seconds
+        while not try_lock(self._file):
+            if time.monotonic() > ends_at:
+                raise StoreUnavailable("another process has held the database's lock for too long")
+            time.sleep(0.0005)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def try_lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+    db.execute(begin)
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # a full disk has ended it already
+            db.rollback()
+        raise
+
+
+class Access:
+    """One opened file: writes go through one queue, reads through a few connections of their own."""
+
+    def __init__(
+        self, path: Path, lock: FileLock, node: str, *, writer: Connection, readers: Sequence[Connection], watcher: Connection
+    ) -> None:
+        self.path, self.node = path, node
+        self._lock = lock
+        self._writer: Connection | None = writer
+        self._readers = [_Reader(reader) for reader in readers]
+        self._watcher = watcher
+        self._wrote = asyncio.Event()
+        self._is_closed = False
+        self._changes = 0
+        self._bytes = 0
+        self._batcher: Batcher[_Piece] = Batcher(self._run)
+
+    async def write(
+        self, work: Work[A, R], argument: A, *, weight: int = 0, undo: Callable[[R], tuple[Work[Any, Any], Any]] | None = None
+    ) -> R:
+        """Do this in the next transaction; answered when it is on disk.
+
+        `undo` says what takes the result back when the caller was cancelled meanwhile: what nobody knows of must not stay claimed.
+        """
+        self._bytes += weight
+
+        def abandoned(result: R) -> None:
+            if undo is not None:
+                self._batcher.put_unattended(_Piece(*undo(result)))
+
+        answer: R = await self._batcher.put(_Piece(work, argument), weight=weight, abandoned=abandoned)
+        return answer
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run this over one consistent view."""
+        if self._is_closed:
+            raise StoreUnavailable("the store is closed")
+        reader = min(self._readers, key=lambda reader: reader.waiting)
+        if reader.waiting >= MOST_READS:
+            raise Overloaded("too many reads are waiting")
+        reader.waiting += 1
+        try:
+            return await reader.connection.run(lambda db: _in_one_view(db, work))
+        except (sqlite3.Error, OSError) as error:
+            raise translate(error) from error
+        finally:
+            reader.waiting -= 1
+
+    async def _run(self, pieces: Sequence[_Piece]) -> list[Any]:
+        try:
+            if self._writer is None:
+                self._writer = await connect(self.path, self._lock)
+            writer = self._writer
+            answers, has_changed = await writer.run(lambda db: self._transact(db, pieces))
+        except (sqlite3.Error, OSError) as error:
+            if primary_code(error) in BROKEN:
+                await self._drop_writer()
+            raise translate(error) from error
+        if has_changed:
+            self._wrote.set()
+            self._wrote = asyncio.Event()
+        return answers
+
+    def _transact(self, db: sqlite3.Connection, pieces: Sequence[_Piece]) -> tuple[list[Any], bool]:
+        before = db.total_changes
+        with self._lock.held():
+            with transaction(db):
+                answers = _do(Tx(db, self.node), pieces)
+            changes = db.total_changes - before
+            self._changes += changes
+            if self._changes > CHECKPOINT_CHANGES or self._bytes > CHECKPOINT_BYTES:
+                self._checkpoint(db)
+        return answers, changes > 0
+
+    def _checkpoint(self, db: sqlite3.Connection) -> None:
+        """What is committed stays committed, so a checkpoint that fails is tried again later and fails no caller."""
+        self._changes = self._bytes = 0
+        try:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error:
+            self._changes = CHECKPOINT_CHANGES
+
+    async def _drop_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await close_connection(writer)
+
+    async def data_version(self) -> int:
+        """Changes whenever any connection but the watching one has committed something."""
+        if self._is_closed:
+            raise StoreUnavailable("the store is closed")
+        try:
+            return await self._watcher.run(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
+        except (sqlite3.Error, OSError) as error:
+            raise translate(error) from error
+
+    async def close(self) -> None:
+        """Finish what waits, then close; the writer goes last, because closing the last connection checkpoints."""
+        self._is_closed = True
+        try:
+            await self._batcher.close()
+        finally:
+            for connection in (self._watcher, *(reader.connection for reader in self._readers)):
+                await close_connection(connection)
+            await self._close_writer()
+            self._lock.close()
+
+    async def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        try:
+            await writer.run(self._leave_and_close)
+        except (sqlite3.Error, OSError) as error:
+            raise translate(error) from error
+        finally:
+            await close_connection(writer)
+
+    def _leave_and_close(self, db: sqlite3.Connection) -> None:
+        with self._lock.held():
+            try:
+                with transaction(db):
+                    self.leave(Tx(db, self.node))
+            finally:
+                db.close()
+
+    def leave(self, tx: Tx) -> None:
+        """The last thing that a node writes."""
+
+
+def _do(tx: Tx, pieces: Sequence[_Piece]) -> list[Any]:
+    """All pieces of one kind at once; what waits together has no order among itself."""
+    by_work: dict[Work[Any, Any], list[int]] = {}
+    for index, piece in enumerate(pieces):
+        by_work.setdefault(piece.work, []).append(index)
+    answers: list[Any] = [None] * len(pieces)
+    for work, indexes in by_work.items():
+        for index, answer in zip(indexes, work(tx, [pieces[index].argument for index in indexes]), strict=True):
+            answers[index] = answer
+    return answers
+
+
+def _in_one_view(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    with transaction(db, "BEGIN"):
+        return work(db)
+
+
+async def close_connection(connection: Connection) -> None:
+    """End its thread, whatever happens: aiosqlite's is no daemon and would keep the process."""
+    try:
+        await connection.close()
+    except (sqlite3.Error, ValueError):  # it ends its thread all the same
+        pass
+    await connection.ended()

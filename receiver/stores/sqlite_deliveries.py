@@ -1,0 +1,207 @@
+"""The outbox: what is written with an event, who may claim it when, and what a run leaves behind.
+
+A delivery that nobody runs stands at a stage: held back by an earlier one of its job and handler, not due yet, or ready.
+Claims look at ready ones only, so neither a million that wait for their time nor a million behind a broken handler cost a claim anything.
+"""
+
+# ruff: noqa: S608  # only names of columns and fixed conditions are put into statements; values are bound
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from msgspec.structs import replace
+
+from receiver.model import Delivery, DeliveryState, Event, Stored, to_micros
+from receiver.stores.base import DeliveryFilter
+from receiver.stores.listings import delivery_conditions
+from receiver.stores.rows import AMONG, DELIVERIES, decode_event, decode_outputs, encode_event, json_text
+from receiver.stores.sqlite_access import Access, Tx, one_by_one
+
+HELD, NOT_DUE, READY = 0, 1, 2
+PROMOTED_TOGETHER = 5_000
+FINAL_EVENTS = "('job.succeeded', 'job.failed', 'job.cancelled', 'job.expired')"
+
+INSERT_EVENT = "INSERT INTO events (id, job_id, at, depth, envelope) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
+
+# Is there an earlier one that must go first? `later` is the one that asks.
+_IS_HELD = (
+    "later.is_ordered = 1 AND EXISTS (SELECT 1 FROM deliveries AS earlier"
+    " WHERE earlier.job_id = later.job_id AND earlier.handler = later.handler AND earlier.sequence < later.sequence"
+    " AND earlier.is_ordered = 1 AND earlier.state IN ('pending', 'running', 'retrying')"
+    f" AND NOT (later.event_type IN {FINAL_EVENTS} AND earlier.event_type IN ('job.submitted', 'job.processing')))"
+)
+_STAGE_OF_NEW = (
+    f"CASE WHEN later.state NOT IN ('pending', 'retrying') THEN NULL WHEN {_IS_HELD} THEN {HELD}"
+    f" WHEN later.next_attempt_at > later.created_at THEN {NOT_DUE} ELSE {READY} END"
+)
+_STAGE_OF_FREED = f"CASE WHEN next_attempt_at IS NULL THEN {READY} ELSE {NOT_DUE} END"
+
+INSERT_DELIVERY = (
+    f"INSERT INTO deliveries ({DELIVERIES.columns}, stage) SELECT later.*, {_STAGE_OF_NEW}"
+    f" FROM (SELECT {', '.join(f'? AS {field}' for field in DELIVERIES.fields)}) AS later WHERE true ON CONFLICT (id) DO NOTHING"
+)
+FREE_FOLLOWERS = (
+    f"UPDATE deliveries AS later SET stage = {_STAGE_OF_FREED}"
+    f" WHERE later.job_id = ? AND later.handler = ? AND later.stage = {HELD} AND NOT ({_IS_HELD})"
+)
+
+
+def insert_deliveries(db: sqlite3.Connection, deliveries: Iterable[Delivery]) -> None:
+    db.executemany(INSERT_DELIVERY, map(DELIVERIES.encode, deliveries))
+
+
+@one_by_one
+def _claim(tx: Tx, asked: tuple[datetime, Mapping[str, int]]) -> list[tuple[Delivery, Event]]:
+    now, room = to_micros(asked[0]), asked[1]
+    tx.db.execute(
+        f"UPDATE deliveries SET stage = {READY} WHERE rowid IN ("
+        f"SELECT rowid FROM deliveries WHERE stage = {NOT_DUE} AND next_attempt_at <= ? ORDER BY next_attempt_at LIMIT ?)",
+        (now, PROMOTED_TOGETHER),
+    )
+    ids: list[str] = []
+    for handler, most in room.items():
+        found = tx.db.execute(
+            f"SELECT id FROM deliveries WHERE handler = ? AND stage = {READY} AND ifnull(next_attempt_at, 0) <= ?"
+            " ORDER BY urgent_at IS NULL, urgent_at, created_at LIMIT ?",
+            (handler, now, max(most, 0)),
+        )
+        ids += [delivery_id for (delivery_id,) in found]
+    if not ids:
+        return []
+    tx.db.execute(
+        f"UPDATE deliveries SET state = 'running', attempts = attempts + 1, updated_at = ?, stage = NULL, claimed_by = ? WHERE id {AMONG}",
+        (now, tx.node, json_text(ids)),
+    )
+    rows = tx.db.execute(
+        f"SELECT {DELIVERIES.columns_of('delivery')}, events.envelope, events.depth FROM json_each(?) AS claimed"
+        " CROSS JOIN deliveries AS delivery ON delivery.id = claimed.value"
+        " CROSS JOIN events ON events.id = delivery.event_id ORDER BY claimed.key",
+        (json_text(ids),),
+    )
+    return [(DELIVERIES.decode(row), decode_event(row[-2], row[-1])) for row in rows]
+
+
+@one_by_one
+def _finish(tx: Tx, asked: tuple[Delivery, Sequence[tuple[Event, Sequence[Delivery]]], Mapping[int, Stored]]) -> bool:
+    delivery, emitted, stored = asked
+    written = tx.db.execute(
+        "UPDATE deliveries SET state = ?, attempts = ?, next_attempt_at = ?, last_error = ?, updated_at = ?, urgent_at = ?, stage = ?,"
+        " claimed_by = NULL WHERE id = ? AND state = 'running' AND claimed_by = ?",
+        (
+            delivery.state.value,
+            delivery.attempts,
+            None if delivery.next_attempt_at is None else to_micros(delivery.next_attempt_at),
+            delivery.last_error,
+            to_micros(delivery.updated_at),
+            None if delivery.urgent_at is None else to_micros(delivery.urgent_at),
+            _stage_after_run(delivery),
+            delivery.id,
+            tx.node,
+        ),
+    )
+    if written.rowcount != 1:
+        return False
+    if delivery.state is not DeliveryState.RETRYING:
+        tx.db.execute(FREE_FOLLOWERS, (delivery.job_id, delivery.handler))
+    for event, deliveries in emitted:
+        write_emitted(tx.db, event, deliveries)
+    if stored and delivery.job_id is not None:
+        write_stored(tx.db, delivery.job_id, stored, delivery.updated_at)
+    return True
+
+
+def _stage_after_run(delivery: Delivery) -> int | None:
+    if delivery.state not in (DeliveryState.RETRYING, DeliveryState.PENDING):
+        return None
+    return READY if delivery.next_attempt_at is None else NOT_DUE
+
+
+def write_emitted(db: sqlite3.Connection, event: Event, deliveries: Sequence[Delivery]) -> bool:
+    """An event that no settlement makes. The job's row counts its events, so `sequence` comes from there."""
+    if db.execute("SELECT 1 FROM events WHERE id = ?", (event.id,)).fetchone() is not None:
+        return False
+    counted = db.execute("UPDATE jobs SET sequence = sequence + 1 WHERE id = ? RETURNING sequence", (event.subject,)).fetchall()
+    if counted:
+        sequence = counted[0][0]
+        event = replace(event, sequence=str(sequence))
+        deliveries = [replace(delivery, sequence=sequence) for delivery in deliveries]
+    db.execute(INSERT_EVENT, encode_event(event, event.subject if counted else None))
+    insert_deliveries(db, deliveries)
+    return True
+
+
+def write_stored(db: sqlite3.Connection, job_id: str, stored: Mapping[int, Stored], at: datetime) -> bool:
+    row = db.execute("SELECT outputs FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        return False
+    outputs = decode_outputs(row[0])
+    if not any(output.index in stored for output in outputs):
+        return False
+    outputs = tuple(replace(output, stored=stored.get(output.index, output.stored)) for output in outputs)
+    db.execute("UPDATE jobs SET outputs = ?, updated_at = max(updated_at, ?) WHERE id = ?", (json_text(outputs), to_micros(at), job_id))
+    return True
+
+
+@one_by_one
+def _emit(tx: Tx, asked: tuple[Event, Sequence[Delivery]]) -> bool:
+    return write_emitted(tx.db, *asked)
+
+
+@one_by_one
+def _record_stored(tx: Tx, asked: tuple[str, int, Stored, datetime]) -> bool:
+    job_id, index, stored, at = asked
+    return write_stored(tx.db, job_id, {index: stored}, at)
+
+
+@one_by_one
+def _release(tx: Tx, delivery_ids: Sequence[str]) -> None:
+    tx.db.execute(
+        "UPDATE deliveries SET state = CASE WHEN attempts > 1 THEN 'retrying' ELSE 'pending' END, attempts = attempts - 1,"
+        f" stage = {READY}, claimed_by = NULL WHERE state = 'running' AND claimed_by = ? AND id {AMONG}",
+        (tx.node, json_text(delivery_ids)),
+    )
+
+
+@one_by_one
+def _replay(tx: Tx, asked: tuple[DeliveryFilter, datetime, str | None]) -> int:
+    wanted, now, delivery_id = asked
+    terms, values = delivery_conditions(wanted)
+    if delivery_id is not None:
+        terms.append("id = ?")
+        values.append(delivery_id)
+    terms.append("state IN ('done', 'dead', 'retrying')")
+    replayed = tx.db.execute(
+        f"UPDATE deliveries SET state = 'pending', attempts = 0, next_attempt_at = ?, updated_at = ?, is_ordered = 0, stage = {READY}"
+        f" WHERE {' AND '.join(terms)} RETURNING job_id, handler",
+        (to_micros(now), to_micros(now), *values),
+    ).fetchall()
+    tx.db.executemany(FREE_FOLLOWERS, sorted({(job_id, handler) for job_id, handler in replayed if job_id is not None}))
+    return len(replayed)
+
+
+class DeliveriesPart(Access):
+    async def claim_deliveries(self, now: datetime, room: Mapping[str, int]) -> list[tuple[Delivery, Event]]:
+        return await self.write(_claim, (now, dict(room)), undo=lambda claimed: (_release, [delivery.id for delivery, _ in claimed]))
+
+    async def finish_delivery(
+        self,
+        delivery: Delivery,
+        emitted: Sequence[tuple[Event, Sequence[Delivery]]] = (),
+        stored: Mapping[int, Any] | None = None,
+    ) -> bool:
+        return await self.write(_finish, (delivery, emitted, stored or {}))
+
+    async def emit(self, event: Event, deliveries: Sequence[Delivery]) -> bool:
+        return await self.write(_emit, (event, deliveries))
+
+    async def record_stored(self, job_id: str, index: int, stored: Any, at: datetime) -> bool:
+        return await self.write(_record_stored, (job_id, index, stored, at))
+
+    async def release_deliveries(self, delivery_ids: Sequence[str]) -> None:
+        await self.write(_release, tuple(delivery_ids))
+
+    async def replay(self, filter: DeliveryFilter, now: datetime, delivery_id: str | None = None) -> int:
+        return await self.write(_replay, (filter, now, delivery_id))

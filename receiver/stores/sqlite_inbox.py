@@ -1,0 +1,125 @@
+"""Notices that were pushed to us: kept many at a time, claimed in the order they came."""
+
+# ruff: noqa: S608  # only names of columns and fixed conditions are put into statements; values are bound
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from receiver.model import Notice
+from receiver.stores.base import NoticeBound, NoticeOutcome
+from receiver.stores.rows import AMONG, NOTICES, json_text
+from receiver.stores.sqlite_access import Access, Tx, one_by_one
+
+INSERT_NOTICE = f"INSERT INTO notices ({NOTICES.columns}) VALUES ({NOTICES.marks}) ON CONFLICT (id) DO NOTHING"
+SETTLE_NOTICE = (
+    "UPDATE notices SET outcome = ?, status = coalesce(?, status), job_id = coalesce(?, job_id), reason = ?,"
+    " remote_id = coalesce(?, remote_id), claimed_by = NULL"
+    " WHERE id = ? AND (outcome IS NULL OR outcome IN ('waiting', 'unreadable'))"
+)
+
+
+def outcome_row(outcome: NoticeOutcome) -> tuple[Any, ...]:
+    status = None if outcome.status is None else outcome.status.value
+    return outcome.outcome.value, status, outcome.job_id, outcome.reason, outcome.remote_id, outcome.id
+
+
+def keep_notices(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound]]) -> list[bool]:
+    ids = json_text(list({notice.submission_id for notice, _ in asked if notice.submission_id is not None}))
+    rows = tx.db.execute(f"SELECT submission_id, callbacks, bytes FROM inboxes WHERE submission_id {AMONG}", (ids,))
+    kept: dict[str, tuple[int, int]] = {submission_id: (callbacks, size) for submission_id, callbacks, size in rows}
+    changed: set[str] = set()
+    keep, answers = [], []
+    for notice, bound in asked:
+        has_room = True
+        if notice.submission_id is not None:
+            callbacks, size = kept.get(notice.submission_id, (0, 0))
+            callbacks, size = callbacks + 1, size + len(notice.body)
+            if has_room := callbacks <= bound.callbacks and size <= bound.bytes:
+                kept[notice.submission_id] = callbacks, size
+                changed.add(notice.submission_id)
+        if has_room:
+            keep.append(NOTICES.encode(notice))
+        answers.append(has_room)
+    tx.db.executemany(INSERT_NOTICE, keep)
+    tx.db.executemany(
+        "INSERT OR REPLACE INTO inboxes (submission_id, callbacks, bytes) VALUES (?, ?, ?)", [(one, *kept[one]) for one in changed]
+    )
+    return answers
+
+
+@one_by_one
+def _claim(tx: Tx, asked: tuple[int, int]) -> list[Notice]:
+    limit, max_tries = asked
+    found = tx.db.execute(
+        "SELECT arrival, tries FROM notices AS notice WHERE outcome IS NULL AND claimed_by IS NULL AND NOT EXISTS (SELECT 1 FROM notices"
+        " WHERE submission_id = notice.submission_id AND outcome IS NULL AND claimed_by IS NOT NULL AND claimed_by <> ?)"
+        " ORDER BY arrival LIMIT ?",
+        (tx.node, limit),
+    ).fetchall()
+    if not found:
+        return []
+    worn_out = json_text([arrival for arrival, tries in found if tries >= max_tries])
+    fresh = json_text([arrival for arrival, tries in found if tries < max_tries])
+    reason = f"its settling was begun {max_tries} times and never finished"
+    tx.db.execute(f"UPDATE notices SET outcome = 'unreadable', reason = ? WHERE arrival {AMONG}", (reason, worn_out))
+    claimed = tx.db.execute(
+        f"UPDATE notices SET claimed_by = ?, tries = tries + 1 WHERE arrival {AMONG} RETURNING {NOTICES.columns}, arrival", (tx.node, fresh)
+    ).fetchall()
+    return [NOTICES.decode(row) for row in sorted(claimed, key=lambda row: row[-1])]
+
+
+@one_by_one
+def _release(tx: Tx, notice_ids: Sequence[str]) -> None:
+    tx.db.execute(
+        f"UPDATE notices SET claimed_by = NULL, tries = tries - 1 WHERE claimed_by = ? AND outcome IS NULL AND id {AMONG}",
+        (tx.node, json_text(notice_ids)),
+    )
+
+
+@one_by_one
+def _set_aside(tx: Tx, outcomes: Sequence[NoticeOutcome]) -> None:
+    statement = f"{SETTLE_NOTICE} AND (outcome IS NOT NULL OR claimed_by = ?)"  # an unsettled one only by the node that has claimed it
+    tx.db.executemany(statement, [(*outcome_row(outcome), tx.node) for outcome in outcomes])
+
+
+@one_by_one
+def _reopen(tx: Tx, notice_id: str) -> bool:
+    reopened = tx.db.execute(
+        "UPDATE notices SET outcome = NULL, reason = NULL, tries = 0, claimed_by = NULL WHERE id = ? AND outcome = 'unreadable'",
+        (notice_id,),
+    )
+    return reopened.rowcount == 1
+
+
+@one_by_one
+def _reopen_orphans(tx: Tx, asked: tuple[str, Sequence[str] | None]) -> int:
+    provider, remote_ids = asked
+    among, values = ("", ()) if remote_ids is None else (f" AND remote_id {AMONG}", (json_text(remote_ids),))
+    reopened = tx.db.execute(
+        "UPDATE notices SET outcome = NULL, reason = NULL, tries = 0, claimed_by = NULL"
+        f" WHERE outcome = 'orphan' AND submission_id IS NULL AND remote_id IS NOT NULL AND provider = ?{among}"
+        " AND EXISTS (SELECT 1 FROM jobs WHERE jobs.provider = notices.provider AND jobs.remote_id = notices.remote_id)",
+        (provider, *values),
+    )
+    return reopened.rowcount
+
+
+class InboxPart(Access):
+    async def keep_notice(self, notice: Notice, bound: NoticeBound) -> bool:
+        return await self.write(keep_notices, (notice, bound), weight=1_000 + len(notice.body))
+
+    async def claim_notices(self, limit: int, max_tries: int = 5) -> list[Notice]:
+        return await self.write(_claim, (limit, max_tries), undo=lambda notices: (_release, [notice.id for notice in notices]))
+
+    async def release_notices(self, notice_ids: Sequence[str]) -> None:
+        await self.write(_release, tuple(notice_ids))
+
+    async def set_aside_notices(self, outcomes: Sequence[NoticeOutcome]) -> None:
+        await self.write(_set_aside, tuple(outcomes))
+
+    async def reopen_notice(self, notice_id: str) -> bool:
+        return await self.write(_reopen, notice_id)
+
+    async def reopen_orphans(self, provider: str, remote_ids: Sequence[str] | None = None) -> int:
+        return await self.write(_reopen_orphans, (provider, None if remote_ids is None else tuple(remote_ids)))

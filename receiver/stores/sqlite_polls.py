@@ -1,0 +1,144 @@
+"""When each job is to be asked about, and which node asks."""
+
+# ruff: noqa: S608  # only names of columns and fixed conditions are put into statements; values are bound
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from receiver.model import Job, Poll, to_micros
+from receiver.stores.rows import AMONG, JOBS, POLLS, json_text
+from receiver.stores.sqlite_access import Access, Tx, one_by_one
+
+# What was asked for while the poll was under way is not lost when its result is written.
+_REPLACE = (
+    f"{POLLS.replacing(but=('job_id', 'due_at', 'cancel'))}, due_at = min(excluded.due_at, ifnull(polls.asked_at, excluded.due_at)),"
+    " cancel = max(excluded.cancel, polls.asked_cancel), asked_at = NULL, asked_cancel = 0, claimed_by = NULL"
+)
+_WRITE = f"INSERT INTO polls ({POLLS.columns}) VALUES ({POLLS.marks}) ON CONFLICT (job_id) DO UPDATE SET {_REPLACE}"
+
+BURY = (
+    "UPDATE polls SET claimed_by = NULL, due_at = min(due_at, ifnull(asked_at, due_at)), cancel = max(cancel, asked_cancel),"
+    " asked_at = NULL, asked_cancel = 0 WHERE claimed_by = ?"
+)
+
+
+class _Asked(NamedTuple):
+    now: datetime
+    job_ids: Sequence[str]
+    submission_id: str | None
+    provider: str | None
+    cancel: bool
+
+
+def write_polls(db: sqlite3.Connection, polls: Sequence[Poll]) -> None:
+    db.executemany(_WRITE, map(POLLS.encode, polls))
+
+
+@one_by_one
+def _claim(tx: Tx, asked: tuple[datetime, int, Sequence[str]]) -> list[tuple[Poll, Job]]:
+    now, limit, providers = asked
+    due: list[tuple[int, str]] = []
+    for provider in dict.fromkeys(providers):
+        due += tx.db.execute(
+            "SELECT due_at, job_id FROM polls WHERE provider = ? AND claimed_by IS NULL AND due_at <= ? ORDER BY due_at LIMIT ?",
+            (provider, to_micros(now), limit),
+        )
+    ids = json_text([job_id for _, job_id in sorted(due)[:limit]])
+    if ids == "[]":
+        return []
+    tx.db.execute(f"UPDATE polls SET claimed_by = ? WHERE job_id {AMONG}", (tx.node, ids))
+    rows = tx.db.execute(
+        f"SELECT {POLLS.columns_of('poll')}, {JOBS.columns_of('job')} FROM json_each(?) AS claimed"
+        " CROSS JOIN polls AS poll ON poll.job_id = claimed.value JOIN jobs AS job ON job.id = poll.job_id ORDER BY claimed.key",
+        (ids,),
+    )
+    return [(POLLS.decode(row), JOBS.decode(row[len(POLLS.fields) :])) for row in rows]
+
+
+@one_by_one
+def _release(tx: Tx, polls: Sequence[Poll]) -> None:
+    held = {
+        job_id
+        for (job_id,) in tx.db.execute(
+            f"SELECT job_id FROM polls WHERE claimed_by = ? AND job_id {AMONG}",
+            (tx.node, json_text([poll.job_id for poll in polls])),
+        )
+    }
+    write_polls(tx.db, [poll for poll in polls if poll.job_id in held])
+
+
+@one_by_one
+def _poll_now(tx: Tx, asked: _Asked) -> int:
+    now = to_micros(asked.now)
+    changed = 0
+    for where, value in _selections(asked):
+        # Of a whole provider only open jobs: the few polls that an expired one has left are spread over a day.
+        is_open = " AND EXISTS (SELECT 1 FROM jobs WHERE jobs.id = job_id AND is_final = 0)" if where.startswith("provider") else ""
+        for condition, due, cancel in (("claimed_by IS NULL", "due_at", "cancel"), ("claimed_by IS NOT NULL", "asked_at", "asked_cancel")):
+            changed += tx.db.execute(
+                f"UPDATE polls SET {due} = min(ifnull({due}, ?), ?), {cancel} = max({cancel}, ?)"
+                f" WHERE {where.format(id='job_id')}{is_open} AND {condition} AND (ifnull({due}, ? + 1) > ? OR {cancel} < ?)",
+                (now, now, asked.cancel, value, now, now, asked.cancel),
+            ).rowcount
+        changed += _poll_again(tx.db, asked, where.format(id="id"), value, now)
+    return changed
+
+
+def _selections(asked: _Asked) -> list[tuple[str, str]]:
+    selections = []
+    if asked.job_ids:
+        selections.append((f"{{id}} {AMONG}", json_text(list(asked.job_ids))))
+    if asked.submission_id is not None:
+        selections.append(("submission_id = ?", asked.submission_id))
+    if asked.provider is not None:
+        selections.append(("provider = ?", asked.provider))
+    return selections
+
+
+def _poll_again(db: sqlite3.Connection, asked: _Asked, where: str, value: str, now: int) -> int:
+    """A poll for each job that has none and whose provider may still have news; of a whole provider the open ones only."""
+    may_have_news = "is_final = 0" if where.startswith("provider") else "(is_final = 0 OR is_own_verdict = 1)"
+    return db.execute(
+        "INSERT INTO polls (job_id, submission_id, provider, due_at, attempts, failures, not_found, cancel)"
+        f" SELECT id, submission_id, provider, ?, 0, 0, 0, ? FROM jobs WHERE {where} AND remote_id IS NOT NULL AND {may_have_news}"
+        " AND NOT EXISTS (SELECT 1 FROM polls WHERE job_id = jobs.id)",
+        (now, asked.cancel, value),
+    ).rowcount
+
+
+def _load(db: sqlite3.Connection, job_ids: Sequence[str]) -> dict[str, Poll]:
+    rows: Any = db.execute(f"SELECT {POLLS.columns} FROM polls WHERE job_id {AMONG}", (json_text(list(job_ids)),))
+    return {poll.job_id: poll for poll in map(POLLS.decode, rows)}
+
+
+def _count(db: sqlite3.Connection, provider: str) -> int:
+    statement = "SELECT count(*) FROM jobs WHERE provider = ? AND is_final = 0 AND remote_id IS NOT NULL"
+    return int(db.execute(statement, (provider,)).fetchone()[0])
+
+
+class PollsPart(Access):
+    async def claim_polls(self, now: datetime, limit: int, providers: Sequence[str]) -> list[tuple[Poll, Job]]:
+        return await self.write(_claim, (now, limit, tuple(providers)), undo=lambda claimed: (_release, [poll for poll, _ in claimed]))
+
+    async def load_polls(self, job_ids: Sequence[str]) -> dict[str, Poll]:
+        return await self.read(lambda db: _load(db, job_ids))
+
+    async def release_polls(self, polls: Sequence[Poll]) -> None:
+        await self.write(_release, tuple(polls))
+
+    async def poll_now(
+        self,
+        now: datetime,
+        *,
+        job_ids: Sequence[str] = (),
+        submission_id: str | None = None,
+        provider: str | None = None,
+        cancel: bool = False,
+    ) -> int:
+        return await self.write(_poll_now, _Asked(now, tuple(job_ids), submission_id, provider, cancel))
+
+    async def count_polls(self, provider: str) -> int:
+        return await self.read(lambda db: _count(db, provider))

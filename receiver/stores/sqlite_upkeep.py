@@ -1,0 +1,376 @@
+"""Nodes and their claims, leases, shared limits, pruning."""
+
+# ruff: noqa: S608  # only names of columns and fixed conditions are put into statements; values are bound
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from receiver.errors import Conflict
+from receiver.model import from_micros, to_micros
+from receiver.stores.base import Breaker
+from receiver.stores.migrate import copy_aside
+from receiver.stores.rows import AMONG, BREAKERS, json_text
+from receiver.stores.sqlite_access import Access, Tx, close_connection, connect, one_by_one, translate, try_lock
+from receiver.stores.sqlite_deliveries import READY
+from receiver.stores.sqlite_polls import BURY as BURY_POLLS
+
+NODE_NAME = re.compile(r"[0-9a-f]{16}")
+LOOK_EVERY = timedelta(milliseconds=50)
+
+_RELEASE_ALL = (
+    "UPDATE submissions SET claimed_by = NULL WHERE claimed_by = ?",
+    "UPDATE notices SET claimed_by = NULL WHERE outcome IS NULL AND claimed_by IS NOT NULL AND claimed_by = ?",
+    f"UPDATE deliveries SET state = 'retrying', stage = {READY}, claimed_by = NULL WHERE claimed_by = ?",
+    BURY_POLLS,
+    "DELETE FROM leases WHERE node = ?",
+    "DELETE FROM nodes WHERE id = ?",
+)
+
+
+class NodeFile:
+    """A node lives as long as the kernel says that its file is locked; after a `kill -9` that ends at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = -1
+
+    def hold(self) -> None:
+        """Make and lock the file; again, when somebody took it away."""
+        if self._file >= 0 and self.path.exists():
+            return
+        self.close()
+        self.path.parent.mkdir(mode=0o700, exist_ok=True)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try_lock(self._file)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            self.path.unlink(missing_ok=True)
+
+
+def release_all(db: sqlite3.Connection, node: str) -> None:
+    """Whatever this node had claimed can be claimed again. A run that was cut off counts as an attempt."""
+    for statement in _RELEASE_ALL:
+        db.execute(statement, (node,))
+
+
+@one_by_one
+def register(tx: Tx, own: NodeFile) -> None:
+    own.hold()
+    tx.db.execute("INSERT OR IGNORE INTO nodes (id) VALUES (?)", (tx.node,))
+
+
+@one_by_one
+def _bury(tx: Tx, own: NodeFile) -> int:
+    own.hold()  # should somebody have buried us alive
+    tx.db.execute("INSERT OR IGNORE INTO nodes (id) VALUES (?)", (tx.node,))
+    folder = own.path.parent
+    registered = {row_id for (row_id,) in tx.db.execute("SELECT id FROM nodes")}
+    buried = 0
+    named = {path.name for path in folder.iterdir() if NODE_NAME.fullmatch(path.name)}
+    for node in sorted((registered | named) - {tx.node}):
+        if _is_dead(folder / node):
+            release_all(tx.db, node)
+            buried += node in registered
+    return buried
+
+
+def _is_dead(path: Path) -> bool:
+    """Nodes come and are buried under the file lock, so nobody is just about to lock a file that is free."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        if not try_lock(file):
+            return False
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(file)
+
+
+@one_by_one
+def _take_lease(tx: Tx, asked: tuple[str, datetime, timedelta]) -> bool:
+    name, now, duration = asked
+    taken = tx.db.execute(
+        "INSERT INTO leases (name, node, ends_at) VALUES (?, ?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET node = excluded.node, ends_at = excluded.ends_at"
+        " WHERE leases.node = excluded.node OR leases.ends_at <= ?",
+        (name, tx.node, to_micros(now + duration), to_micros(now)),
+    )
+    return taken.rowcount == 1
+
+
+@one_by_one
+def _drop_lease(tx: Tx, name: str) -> None:
+    tx.db.execute("DELETE FROM leases WHERE name = ? AND node = ?", (name, tx.node))
+
+
+class _Wanted(NamedTuple):
+    name: str
+    now: datetime
+    per_second: float
+    burst: int
+    wanted: int
+
+
+@one_by_one
+def _take_tokens(tx: Tx, asked: _Wanted) -> tuple[int, datetime]:
+    """GCRA: the bucket is one instant, when all that was given will have come back."""
+    now = to_micros(asked.now)
+    each = -int(-1_000_000 // asked.per_second)  # microseconds for a token, rounded up: never over the limit
+    row = tx.db.execute("SELECT full_at FROM buckets WHERE name = ?", (asked.name,)).fetchone()
+    full_at = now if row is None else min(max(row[0], now), now + asked.burst * each)  # a clock that was set back must not wait for long
+    granted = max(min((now + asked.burst * each - full_at) // each, asked.wanted), 0)
+    full_at += granted * each
+    if granted:
+        tx.db.execute("INSERT OR REPLACE INTO buckets (name, full_at) VALUES (?, ?)", (asked.name, full_at))
+    return granted, from_micros(max(now, full_at + each - asked.burst * each))
+
+
+@one_by_one
+def _write_breaker(tx: Tx, breaker: Breaker) -> None:
+    tx.db.execute(f"INSERT OR REPLACE INTO breakers ({BREAKERS.columns}) VALUES ({BREAKERS.marks})", BREAKERS.encode(breaker))
+
+
+def _add_counts(tx: Tx, calls: Sequence[Mapping[tuple[str, str], int]]) -> list[None]:
+    sums: dict[tuple[str, str], int] = {}
+    for counts in calls:
+        for key, count in counts.items():
+            sums[key] = sums.get(key, 0) + count
+    tx.db.executemany(
+        "INSERT INTO counters (scope, name, count) VALUES (?, ?, ?) ON CONFLICT (scope, name) DO UPDATE SET count = count + excluded.count",
+        [(*key, count) for key, count in sums.items()],
+    )
+    return [None for _ in calls]
+
+
+@one_by_one
+def _delete_job(tx: Tx, job_id: str) -> bool | Conflict:
+    job = tx.db.execute("SELECT submission_id, is_final FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if job is None:
+        return False
+    submission_id, is_final = job
+    if not is_final:
+        return Conflict("the job is not final yet")
+    if tx.db.execute("SELECT count(*) FROM jobs WHERE submission_id = ?", (submission_id,)).fetchone()[0] == 1:
+        delete_submissions(tx.db, [submission_id])
+    else:
+        delete_jobs(tx.db, [job_id])
+        # What is being computed meanwhile must not bring it back.
+        tx.db.execute("UPDATE submissions SET version = version + 1 WHERE id = ?", (submission_id,))
+    return True
+
+
+def delete_jobs(db: sqlite3.Connection, job_ids: Sequence[str]) -> None:
+    ids = json_text(job_ids)
+    db.execute(
+        "DELETE FROM job_metadata WHERE (key, value, created_at, job_id) IN"
+        f" (SELECT pair.key, pair.value, jobs.created_at, jobs.id FROM jobs, json_each(jobs.metadata) AS pair WHERE jobs.id {AMONG})",
+        (ids,),
+    )
+    for table in ("notices", "events", "deliveries", "polls"):
+        db.execute(f"DELETE FROM {table} WHERE job_id {AMONG}", (ids,))
+    db.execute(f"DELETE FROM jobs WHERE id {AMONG}", (ids,))
+
+
+def delete_submissions(db: sqlite3.Connection, submission_ids: Sequence[str]) -> None:
+    ids = json_text(submission_ids)
+    delete_jobs(db, [row_id for (row_id,) in db.execute(f"SELECT id FROM jobs WHERE submission_id {AMONG}", (ids,))])
+    for table in ("notices", "calls", "inboxes", "inputs"):
+        db.execute(f"DELETE FROM {table} WHERE submission_id {AMONG}", (ids,))
+    db.execute(f"DELETE FROM submissions WHERE id {AMONG}", (ids,))
+
+
+class _Retention(NamedTuple):
+    now: datetime
+    retention: timedelta
+    raw_retention: timedelta
+    orphan_retention: timedelta
+    limit: int
+
+
+@one_by_one
+def _prune(tx: Tx, asked: _Retention) -> int:
+    old, raw_old, orphan_old = (to_micros(asked.now - kept) for kept in (asked.retention, asked.raw_retention, asked.orphan_retention))
+    return (
+        _prune_submissions(tx.db, old, asked.limit)
+        + _empty_bodies(tx.db, raw_old, asked.limit)
+        + _prune_orphans(tx.db, orphan_old, asked.limit)
+        + _prune_astray(tx.db, old, asked.limit)
+    )
+
+
+def _prune_submissions(db: sqlite3.Connection, old: int, limit: int) -> int:
+    found = db.execute(
+        "SELECT DISTINCT submission_id FROM jobs AS job WHERE is_final = 1 AND ended_at < ?"
+        " AND NOT EXISTS (SELECT 1 FROM jobs WHERE submission_id = job.submission_id AND (is_final = 0 OR ended_at >= ?))"
+        " AND NOT EXISTS (SELECT 1 FROM jobs CROSS JOIN deliveries AS delivery ON delivery.job_id = jobs.id"
+        " WHERE jobs.submission_id = job.submission_id AND (delivery.state IN ('pending', 'running', 'retrying')"
+        " OR (delivery.state = 'dead' AND delivery.updated_at >= ?))) LIMIT ?",
+        (old, old, old, limit),
+    )
+    ids = [row_id for (row_id,) in found]
+    if ids:
+        delete_submissions(db, ids)
+    return len(ids)
+
+
+def _empty_bodies(db: sqlite3.Connection, old: int, limit: int) -> int:
+    """Also of those that found no job, once the whole submission is that old."""
+    rows = db.execute(
+        "SELECT id, submission_id FROM jobs WHERE is_final = 1 AND has_raw = 1 AND ended_at < ? LIMIT ?", (old, limit)
+    ).fetchall()
+    if not rows:
+        return 0
+    jobs = json_text([job_id for job_id, _ in rows])
+    db.execute(f"UPDATE notices SET body = x'' WHERE job_id {AMONG} AND length(body) > 0", (jobs,))
+    db.execute(
+        f"UPDATE notices SET body = x'' WHERE submission_id {AMONG} AND job_id IS NULL AND outcome IS NOT NULL"
+        " AND length(body) > 0 AND NOT EXISTS ("
+        "SELECT 1 FROM jobs WHERE jobs.submission_id = notices.submission_id AND (is_final = 0 OR ended_at >= ?))",
+        (json_text([submission_id for _, submission_id in rows]), old),
+    )
+    db.execute(f"UPDATE jobs SET has_raw = 0 WHERE id {AMONG}", (jobs,))
+    return len(rows)
+
+
+def _prune_orphans(db: sqlite3.Connection, old: int, limit: int) -> int:
+    deleted = db.execute(
+        "DELETE FROM notices WHERE arrival IN (SELECT arrival FROM notices WHERE outcome = 'orphan' AND at < ? ORDER BY at LIMIT ?)"
+        " RETURNING submission_id",
+        (old, limit),
+    ).fetchall()
+    db.execute(
+        f"DELETE FROM inboxes WHERE submission_id {AMONG}"
+        " AND NOT EXISTS (SELECT 1 FROM notices WHERE submission_id = inboxes.submission_id)",
+        (json_text([row_id for (row_id,) in deleted if id is not None]),),
+    )
+    return len(deleted)
+
+
+def _prune_astray(db: sqlite3.Connection, old: int, limit: int) -> int:
+    """Notices and events that belong to no submission or job, and so go with none."""
+    notices = db.execute(
+        "DELETE FROM notices WHERE arrival IN (SELECT arrival FROM notices"
+        " WHERE submission_id IS NULL AND job_id IS NULL AND outcome IS NOT NULL AND at < ? ORDER BY at LIMIT ?)",
+        (old, limit),
+    ).rowcount
+    events = db.execute(
+        "SELECT id FROM events AS event WHERE job_id IS NULL AND at < ? AND NOT EXISTS ("
+        "SELECT 1 FROM deliveries WHERE event_id = event.id AND job_id IS NULL AND (state IN ('pending', 'running', 'retrying')"
+        " OR (state = 'dead' AND updated_at >= ?))) ORDER BY at LIMIT ?",
+        (old, old, limit),
+    ).fetchall()
+    ids = json_text([row_id for (row_id,) in events])
+    db.execute(f"DELETE FROM deliveries WHERE job_id IS NULL AND event_id {AMONG}", (ids,))
+    db.execute(f"DELETE FROM events WHERE id {AMONG}", (ids,))
+    return notices + len(events)
+
+
+@one_by_one
+def _check(tx: Tx, _: None) -> None:
+    tx.db.execute("INSERT INTO nodes (id, checks) VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET checks = checks + 1", (tx.node,))
+
+
+def _backup(db: sqlite3.Connection, target: Path) -> None:
+    if target.exists():
+        raise Conflict(f"{target} exists already")
+    copy_aside(db, target)
+
+
+class UpkeepPart(Access):
+    can_notify = False
+
+    _node_file: NodeFile
+    _seen_version: int
+
+    async def join(self) -> None:
+        """Become a node: before anything else."""
+        self._node_file = NodeFile(Path(f"{self.path}.nodes") / self.node)
+        await self.write(register, self._node_file)
+        self._seen_version = await self.data_version()
+
+    def leave(self, tx: Tx) -> None:
+        release_all(tx.db, self.node)
+
+    async def close(self) -> None:
+        """Give back what this node had claimed, finish what waits, end every thread. Twice is harmless."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    _closing: asyncio.Task[None] | None = None
+
+    async def _close(self) -> None:
+        try:
+            await Access.close(self)
+        finally:
+            self._node_file.close()
+
+    async def wait_for_change(self, timeout: timedelta) -> bool:
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + timeout.total_seconds()
+        seen = self._seen_version
+        while True:
+            wrote = self._wrote
+            version = await self.data_version()
+            if version != seen:
+                self._seen_version = version
+                return True
+            left = ends_at - loop.time()
+            if left <= 0:
+                return False
+            with suppress(TimeoutError):
+                await asyncio.wait_for(wrote.wait(), min(left, LOOK_EVERY.total_seconds()))
+
+    async def bury_dead_nodes(self) -> int:
+        return await self.write(_bury, self._node_file)
+
+    async def take_lease(self, name: str, now: datetime, duration: timedelta) -> bool:
+        return await self.write(_take_lease, (name, now, duration))
+
+    async def drop_lease(self, name: str) -> None:
+        await self.write(_drop_lease, name)
+
+    async def take_tokens(self, name: str, now: datetime, per_second: float, burst: int, wanted: int) -> tuple[int, datetime]:
+        return await self.write(_take_tokens, _Wanted(name, now, per_second, burst, wanted))
+
+    async def read_breakers(self) -> dict[str, Breaker]:
+        rows = await self.read(lambda db: db.execute(f"SELECT {BREAKERS.columns} FROM breakers").fetchall())
+        return {breaker.provider: breaker for breaker in map(BREAKERS.decode, rows)}
+
+    async def write_breaker(self, breaker: Breaker) -> None:
+        await self.write(_write_breaker, breaker)
+
+    async def add_counts(self, counts: Mapping[tuple[str, str], int]) -> None:
+        await self.write(_add_counts, dict(counts))
+
+    async def prune(self, now: datetime, retention: timedelta, raw_retention: timedelta, orphan_retention: timedelta, limit: int) -> int:
+        return await self.write(_prune, _Retention(now, retention, raw_retention, orphan_retention, limit))
+
+    async def delete_job(self, job_id: str) -> bool:
+        return await self.write(_delete_job, job_id)
+
+    async def check_writable(self) -> None:
+        await self.write(_check, None)
+
+    async def backup(self, path: str) -> None:
+        connection = await connect(self.path)
+        try:
+            await connection.run(lambda db: _backup(db, Path(path)))
+        except (sqlite3.Error, OSError) as error:
+            raise translate(error) from error
+        finally:
+            await asyncio.shield(close_connection(connection))
