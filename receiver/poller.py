@@ -1,0 +1,324 @@
+"""Pass: ask about jobs that are due."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+import structlog
+
+from receiver.adoption import adopt_from_list
+from receiver.backoff import retry_at
+from receiver.clock import Clock
+from receiver.crew import Crew, until_stored
+from receiver.errors import ProviderFault, Unreadable
+from receiver.limiter import Limiter
+from receiver.model import Answer, Channel, Family, Job, Notice, Outcome, Poll, Request, Status, Update
+from receiver.net import ProviderClient
+from receiver.normalize import (
+    PollFailure,
+    read_list_answer,
+    read_lookup_answer,
+    read_poll_answer,
+    read_rate_headers,
+    read_result_answer,
+)
+from receiver.providers.account import Account
+from receiver.providers.requests import (
+    build_cancel_request,
+    build_list_requests,
+    build_lookup_request,
+    build_poll_request,
+    build_result_request,
+)
+from receiver.rules import Change, apply_update, not_found
+from receiver.settling import Decide, Decision, Settling, body_hash, in_turn
+from receiver.stores.base import Confirmation
+
+NOT_FOUND_AFTER = 3  # answers in a row that the provider does not know the id
+TIMEOUT = timedelta(seconds=30)
+WORTH_A_LIST = 3  # due jobs from which on one list call is cheaper than asking about each
+PAUSE_AFTER_BUG = timedelta(seconds=30)
+LIST_PAUSE = timedelta(seconds=10)  # between list calls for submissions whose answer was lost
+ReadAnswer = Callable[[Account, Job, Answer, datetime], Update | PollFailure]
+log = structlog.get_logger("receiver.poller")
+
+
+class Poller:
+    """Asks providers about jobs that are due, each provider with a bounded number of calls at once."""
+
+    def __init__(self, settling: Settling, client: ProviderClient, limiter: Limiter, clock: Clock, wake: Callable[[], None]) -> None:
+        self._settling, self._store, self._client, self._limiter, self._clock = settling, settling.store, client, limiter, clock
+        self._next_list_at: dict[str, datetime] = {}
+        self.crew = Crew("poll", self._limit_of, wake)
+
+    def _limit_of(self, name: str) -> int:
+        account = self._settling.accounts[name]
+        return 1 if self._limiter.is_probing(name) else account.concurrency
+
+    async def run_pass(self, now: datetime) -> bool:
+        has_more = False
+        for account in self._settling.accounts.values():
+            room = self.crew.room(account.name)
+            if not room or self._limiter.is_open(account.name, now):
+                continue
+            claimed = await self._store.claim_polls(now, room, [account.name])
+            if account.has_list and claimed and len(claimed) < room:  # the call that answers for these answers for those due soon as well
+                soon = now + account.interval_for(None)
+                claimed += await self._store.claim_polls(soon, room - len(claimed), [account.name])
+            if account.has_list and len(claimed) >= WORTH_A_LIST:
+                self.crew.start(account.name, self._poll_by_list(account, claimed))
+            else:
+                for poll, job in claimed:
+                    self.crew.start(account.name, self._poll(account, poll, job))
+            if account.has_list:
+                await self._look_for_unconfirmed(account, now)
+            has_more = has_more or (len(claimed) == room and self.crew.room(account.name) > 0)
+        return has_more
+
+    # One job
+
+    async def _poll(self, account: Account, poll: Poll, job: Job) -> None:
+        try:
+            await self._poll_now(account, poll, job)
+        except Exception:  # whatever it was, the job must be asked about again
+            await self._release(msgspec.structs.replace(poll, due_at=self._clock.now() + PAUSE_AFTER_BUG, failures=poll.failures + 1))
+            raise
+
+    async def _poll_now(self, account: Account, poll: Poll, job: Job) -> None:
+        room_at = await self._limiter.take(account, self._clock.now(), for_poll=True)
+        if room_at is not None:
+            await self._release(msgspec.structs.replace(poll, due_at=room_at))
+            return
+        if poll.cancel:
+            poll = await self._cancel(account, poll, job)
+        await self._ask(account, poll, job, build_poll_request(account, job))
+
+    async def _cancel(self, account: Account, poll: Poll, job: Job) -> Poll:
+        """Ask the provider to cancel. Its answer is never a status: the poll that follows tells."""
+        answer, fault = await self._send(account, build_cancel_request(account, job))
+        is_settled = answer is not None and answer.status < 500 and answer.status != 429
+        log.info("cancel.sent", job=job.id, provider=account.name, http_status=answer and answer.status, error=fault)
+        return msgspec.structs.replace(poll, cancel=not is_settled)
+
+    async def _ask(self, account: Account, poll: Poll, job: Job, request: Request) -> None:
+        answer, read = await self._ask_for(account, job, request, read_poll_answer)
+        result = build_result_request(account, job) if says_no_more_than_done(read) else None
+        if result is not None:
+            room_at = await self._limiter.take(account, self._clock.now(), for_poll=True)
+            if room_at is not None:
+                await self._release(msgspec.structs.replace(poll, due_at=room_at))
+                return
+            answer, read = await self._ask_for(account, job, result, read_result_answer)
+        if answer is None or isinstance(read, PollFailure):
+            assert isinstance(read, PollFailure)
+            await self._failed(account, poll, job, read, answer)
+            return
+        self._settling.counters.add(f"provider:{account.name}", "polls_answered")
+        self._settling.note_status(account, read)
+        await self._limiter.succeeded(account)
+        await self._settle({job.submission_id: self._decide(poll, job.id, read, answer)})
+
+    async def _ask_for(self, account: Account, job: Job, request: Request, read: ReadAnswer) -> tuple[Answer | None, Update | PollFailure]:
+        """One call about one job, and what its answer says."""
+        answer, fault = await self._send(account, request)
+        if answer is None:
+            return None, PollFailure(0, None, False, fault or "no answer", True)
+        try:
+            return answer, read(account, job, answer, self._clock.now())
+        except Unreadable as error:
+            return answer, PollFailure(answer.status, None, False, str(error), False)
+
+    async def _send(self, account: Account, request: Request) -> tuple[Answer | None, str | None]:
+        """The answer, or why there is none."""
+        self._settling.counters.add(f"provider:{account.name}", "polls")
+        try:
+            answer = await self._client.send(request, timeout=TIMEOUT)
+        except ProviderFault as error:
+            return None, str(error)
+        now = self._clock.now()
+        pause = read_rate_headers(account, answer, now)
+        if pause is not None:
+            self._limiter.pause(account, now, pause)
+        return answer, None
+
+    async def _failed(self, account: Account, poll: Poll, job: Job, failure: PollFailure, answer: Answer | None) -> None:
+        now = self._clock.now()
+        masker = self._settling.masker_of(job.provider, job.submission_id)
+        failure = msgspec.structs.replace(failure, reason=masker.mask_cut(failure.reason))
+        self._settling.counters.add(f"provider:{account.name}", "polls_failed")
+        log.warning("poll.failed", job=job.id, provider=account.name, http_status=failure.http_status, reason=failure.reason)
+        if failure.http_status == 429 and failure.retry_after is not None:
+            self._limiter.pause(account, now, failure.retry_after)
+        if failure.is_provider_fault:
+            await self._limiter.failed(account, now, failure.reason)
+        else:
+            await self._limiter.succeeded(account)
+        missing = poll.not_found + 1 if failure.not_found else 0
+        due = retry_at(
+            now,
+            poll.failures + 1,
+            account.interval_for(job.media, job.operation),
+            account.max_interval_for(job.media, job.operation),
+            failure.retry_after,
+        )
+        poll = msgspec.structs.replace(poll, due_at=due, failures=poll.failures + 1, not_found=missing)
+        if answer is None and not job.is_final:
+            await self._release(poll)
+        elif answer is not None and missing >= NOT_FOUND_AFTER:
+            await self._look_up(account, poll, job, failure, answer)
+        else:
+            await self._settle({job.submission_id: self._decide_failed(poll, job.id, failure, answer)})
+
+    async def _look_up(self, account: Account, poll: Poll, job: Job, failure: PollFailure, answer: Answer) -> None:
+        """The provider does not know the id: look once where it keeps its history, then believe it."""
+        request = build_lookup_request(account, job)
+        if request is not None:
+            found, _ = await self._send(account, request)
+            if found is None or found.status >= 500 or found.status == 429:
+                await self._release(poll)  # cannot tell: ask again later
+                return
+            try:
+                read = read_lookup_answer(account, job, found, self._clock.now())
+            except Unreadable:
+                read = failure
+            if isinstance(read, Update):
+                await self._settle({job.submission_id: self._decide(poll, job.id, read, found)})
+                return
+        await self._settle({job.submission_id: self._decide_not_found(poll, job.id, failure.reason, answer)})
+
+    # Many jobs by one call
+
+    async def _poll_by_list(self, account: Account, claimed: Sequence[tuple[Poll, Job]]) -> None:
+        """One call answers for all active jobs; those that it does not name are asked about one by one."""
+        singles = [pair for pair in claimed if pair[0].cancel or pair[1].is_final]
+        listed = {pair[1].remote_id: pair for pair in claimed if pair not in singles}
+        try:
+            rows = await self._list(account, [job for _, job in listed.values()])
+        except Exception:  # then each is asked about alone
+            log.error("list.failed", provider=account.name, exc_info=True)
+            rows = []
+        decides: defaultdict[str, list[Decide]] = defaultdict(list)
+        for update, row in rows:
+            pair = listed.pop(update.remote_id, None)
+            if pair is not None:
+                poll, job = pair
+                decides[job.submission_id].append(self._decide(poll, job.id, update, Answer(status=200, body=row)))
+        await self._settle({submission_id: in_turn(parts) for submission_id, parts in decides.items()})
+        for poll, job in [*singles, *listed.values()]:
+            self.crew.start(account.name, self._poll(account, poll, job))
+
+    async def _list(self, account: Account, jobs: Sequence[Job]) -> list[tuple[Update, bytes]]:
+        rows: list[tuple[Update, bytes]] = []
+        for request in build_list_requests(account, jobs):
+            if await self._limiter.take(account, self._clock.now(), for_poll=True) is not None:
+                break
+            answer, _ = await self._send(account, request)
+            if answer is None or answer.status != 200:
+                continue
+            try:
+                rows += read_list_answer(account, answer, self._clock.now())
+            except Unreadable as error:
+                log.warning("list.unreadable", provider=account.name, reason=str(error))
+        return rows
+
+    async def _look_for_unconfirmed(self, account: Account, now: datetime) -> None:
+        """Submissions whose answer was lost may be in the provider's list."""
+        if self._next_list_at.get(account.name, now) > now or not self.crew.room(account.name):
+            return
+        families = await self._store.find_unconfirmed(account.name)
+        self._next_list_at[account.name] = now + (LIST_PAUSE if families else timedelta(seconds=1))
+        if families:
+            self.crew.start(account.name, self._adopt(account, families))
+
+    async def _adopt(self, account: Account, families: Sequence[Family]) -> None:
+        rows = await self._list(account, [job for family in families for job in family.jobs])
+        held = {job.remote_id for job in await self._store.find_open_jobs(account.name, [update.remote_id or "" for update, _ in rows])}
+        rows = [row for row in rows if row[0].remote_id not in held]
+        adopted = adopt_from_list(families, [update for update, _ in rows], account.submit_timeout)
+        bodies = {update.remote_id: body for update, body in rows}
+        decides = {
+            submission_id: in_turn(
+                [self._decide(None, None, update, Answer(status=200, body=bodies[update.remote_id])) for update in updates]
+            )
+            for submission_id, updates in adopted.items()
+        }
+        await self._settle(decides)
+
+    # What is written
+
+    async def _settle(self, decides: dict[str, Decide]) -> None:
+        if decides:
+            await until_stored(lambda: self._settling.settle(decides, self._clock.now()), self._clock)
+
+    async def _release(self, poll: Poll) -> None:
+        await until_stored(lambda: self._store.release_polls([poll]), self._clock)
+
+    def _notice(
+        self, family: Family, poll: Poll | None, job_id: str | None, answer: Answer, now: datetime
+    ) -> tuple[Notice | None, Poll | None]:
+        """The answer as a notice; None when it equals the job's last one, which is then repeated."""
+        digest = body_hash(answer)
+        if poll is not None and poll.last_notice_id and poll.last_hash == digest:
+            return None, poll
+        notice = self._settling.answer_notice(Channel.POLL, family, job_id, answer, now)
+        return notice, None if poll is None else msgspec.structs.replace(poll, last_notice_id=notice.id, last_hash=digest)
+
+    def _decide(self, poll: Poll | None, job_id: str | None, update: Update, answer: Answer) -> Decide:
+        def decide(family: Family) -> Decision:
+            now = self._clock.now()
+            notice, known = self._notice(family, poll, job_id, answer, now)
+            notice_id = notice.id if notice else known.last_notice_id if known else None
+            change = apply_update(family, update, Channel.POLL, now, notice_id=notice_id)
+            if notice is not None:
+                notice = msgspec.structs.replace(
+                    notice, job_id=change.job_id, outcome=change.outcome, status=update.status, reason=change.reason
+                )
+            return Decision(
+                change,
+                Channel.POLL,
+                notices=(notice,) if notice else (),
+                repeats=((known.last_notice_id, now),) if notice is None and known and known.last_notice_id else (),
+                polled={known.job_id: known} if known else {},
+                confirmations=(Confirmation(job_id=change.job_id, status=update.status),) if change.job_id else (),
+            )
+
+        return decide
+
+    def _decide_failed(self, poll: Poll, job_id: str, failure: PollFailure, answer: Answer | None) -> Decide:
+        """A poll that failed changes nothing, and its answer is kept for whoever looks. An expired job keeps to its own pace."""
+
+        def decide(family: Family) -> Decision:
+            now = self._clock.now()
+            notice, known = self._notice(family, poll, job_id, answer, now) if answer else (None, poll)
+            if notice is not None:
+                notice = msgspec.structs.replace(notice, outcome=Outcome.UNREADABLE, reason=failure.reason)
+            is_repeat = answer is not None and notice is None
+            asked = known or poll
+            has_ended = any(job.id == job_id and job.is_final for job in family.jobs)
+            return Decision(
+                Change(family),
+                notices=(notice,) if notice else (),
+                repeats=((asked.last_notice_id, now),) if is_repeat and asked.last_notice_id else (),
+                polled={job_id: asked} if has_ended else {},
+                kept_polls=() if has_ended else (asked,),
+            )
+
+        return decide
+
+    def _decide_not_found(self, poll: Poll, job_id: str, reason: str, answer: Answer) -> Decide:
+        def decide(family: Family) -> Decision:
+            now = self._clock.now()
+            notice = self._settling.answer_notice(Channel.POLL, family, job_id, answer, now)
+            change = not_found(family, job_id, reason, now)
+            notice = msgspec.structs.replace(notice, outcome=Outcome.APPLIED, reason=reason)
+            return Decision(change, notices=(notice,), polled={job_id: poll})
+
+        return decide
+
+
+def says_no_more_than_done(read: Update | PollFailure) -> bool:
+    """Whether the outputs of a job that succeeded are still to be asked for, where its provider keeps them elsewhere."""
+    return isinstance(read, Update) and read.status is Status.SUCCEEDED and not read.outputs

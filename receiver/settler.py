@@ -1,0 +1,200 @@
+"""Pass: kept notices → normalize → rules → store."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+import msgspec
+import structlog
+
+from receiver.clock import Clock
+from receiver.counters import LAGS
+from receiver.crew import until_stored
+from receiver.errors import Unreadable
+from receiver.ids import make_id
+from receiver.model import Channel, Family, Job, Notice, Outcome, Status, Update
+from receiver.normalize import read_callback
+from receiver.providers.account import Account
+from receiver.rules import Change, apply_update, may_adopt
+from receiver.settling import Decide, Decision, Settling
+from receiver.stores.base import NoticeBound, NoticeFilter, NoticeOutcome
+
+BATCH = 200
+NOT_CONFIGURED = "the provider is not in the configuration"
+NEEDS_POLL = frozenset({Outcome.UNREADABLE, Outcome.MISMATCHED, Outcome.WAITING})
+log = structlog.get_logger("receiver.settler")
+
+
+class Settler:
+    """Settles callbacks that the inbox kept."""
+
+    def __init__(self, settling: Settling, clock: Clock) -> None:
+        self._settling, self._store, self._clock = settling, settling.store, clock
+        self._is_first_pass = True
+
+    async def run_pass(self, now: datetime) -> bool:
+        if self._is_first_pass:  # a process may have died between writing an id and looking who waits for it
+            for account in self._settling.accounts.values():
+                if account.is_account_wide:
+                    await self._store.reopen_orphans(account.name)
+                await self._reopen_kept(account.name)
+            self._is_first_pass = False
+        notices = await self._store.claim_notices(BATCH)
+        if notices:
+            await self._settle_all(notices)
+        return len(notices) == BATCH
+
+    async def _reopen_kept(self, provider: str) -> None:
+        """Callbacks that came while the account was out of the configuration bring their jobs home now."""
+        unreadable = NoticeFilter(provider=provider, outcome=Outcome.UNREADABLE, channel=Channel.CALLBACK)
+        cursor: str | None = None
+        while True:
+            page = await self._store.read_notices(unreadable, BATCH, cursor, most_raw=0)
+            for notice in page.rows:
+                if notice.reason == NOT_CONFIGURED:
+                    await self._store.reopen_notice(notice.id)
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    async def _settle_all(self, notices: Sequence[Notice]) -> None:
+        try:
+            await until_stored(lambda: self._settle(notices), self._clock)
+        except Exception:  # one of them is poison: alone it is set aside and holds up nobody
+            log.error("notices.failed", notices=len(notices), exc_info=True)
+            if len(notices) == 1:
+                aside = NoticeOutcome(id=notices[0].id, outcome=Outcome.UNREADABLE, reason="settling it failed by a fault of our own")
+                await until_stored(lambda: self._store.set_aside_notices([aside]), self._clock)
+                return
+            for notice in notices:
+                await self._settle_all([notice])
+
+    async def _settle(self, notices: Sequence[Notice]) -> None:
+        by_submission: defaultdict[str, list[Notice]] = defaultdict(list)
+        for notice in notices:
+            if notice.submission_id is not None:
+                by_submission[notice.submission_id].append(notice)
+        for submission_id, notice in await self._find_submissions([notice for notice in notices if notice.submission_id is None]):
+            by_submission[submission_id].append(notice)
+        written = await self._settling.settle(
+            {key: self._decide(family_notices) for key, family_notices in by_submission.items()}, self._clock.now()
+        )
+        orphans = [notice for key, family_notices in by_submission.items() if key not in written for notice in family_notices]
+        if orphans:
+            await self._store.set_aside_notices([orphan_outcome(notice) for notice in orphans])
+        now = self._clock.now()
+        for notice in notices:
+            self._settling.counters.observe("settle_lag", (now - notice.at).total_seconds(), LAGS)
+
+    async def _find_submissions(self, notices: Sequence[Notice]) -> list[tuple[str, Notice]]:
+        """Callbacks for a whole account name their job by its remote id. One that finds no job is set aside under that id: it may have
+        come before the answer to the submit, which looks for it."""
+        named: defaultdict[str, dict[str, list[Notice]]] = defaultdict(dict)
+        aside: list[NoticeOutcome] = []
+        for notice in notices:
+            try:
+                remote_id = read_remote_id(self._settling.accounts.get(notice.provider), notice)
+            except Unreadable as error:
+                aside.append(NoticeOutcome(id=notice.id, outcome=Outcome.UNREADABLE, reason=str(error)))
+            else:
+                named[notice.provider].setdefault(remote_id, []).append(notice)
+        found: list[tuple[str, Notice]] = []
+        for provider, by_id in named.items():
+            jobs: defaultdict[str | None, list[Job]] = defaultdict(list)
+            for job in await self._store.find_jobs(provider, list(by_id)):
+                jobs[job.remote_id].append(job)
+            for remote_id, same in by_id.items():
+                owners = choose_submissions(jobs[remote_id])
+                aside += [orphan_outcome(notice, remote_id) for notice in same if not owners]
+                found += [(owner, notice) for notice in same for owner in owners[:1]]
+                await self._hand_on(same, owners[1:])
+        await self._set_aside(aside)
+        return found
+
+    async def _hand_on(self, notices: Sequence[Notice], submission_ids: Sequence[str]) -> None:
+        """Remote ids are not unique: further submissions get copies, which are settled like callbacks of their own."""
+        for notice in notices:
+            for submission_id in submission_ids:
+                copy = msgspec.structs.replace(notice, id=make_id("ntc", self._clock.now()), submission_id=submission_id, tries=0)
+                await self._store.keep_notice(copy, NoticeBound())
+
+    async def _set_aside(self, outcomes: Sequence[NoticeOutcome]) -> None:
+        if not outcomes:
+            return
+        await self._store.set_aside_notices(outcomes)
+        for account in self._settling.accounts.values():
+            if account.is_account_wide:  # a job may have got its id between our look and this
+                ids = [outcome.remote_id for outcome in outcomes if outcome.remote_id is not None]
+                await self._store.reopen_orphans(account.name, ids)
+
+    def _decide(self, notices: Sequence[Notice]) -> Decide:
+        def decide(family: Family) -> Decision:
+            now = self._clock.now()
+            account = self._settling.accounts.get(family.submission.provider)
+            decision = Decision(Change(family), Channel.CALLBACK)
+            for notice in notices:
+                decision = merge(decision, self._read(decision.change.family, account, notice, now), notice)
+            return decision
+
+        return decide
+
+    def _read(self, family: Family, account: Account | None, notice: Notice, now: datetime) -> Change:
+        """One notice on the family as the notices before it left it. A poison one is set aside and holds back nobody."""
+        if account is None:
+            return Change(family, Outcome.UNREADABLE, reason=NOT_CONFIGURED)
+        try:
+            change = Change(family)
+            for update in read_callback(account, family.submission.operation, notice.headers, notice.body, notice.at):
+                self._settling.note_status(account, update)
+                confirm = needs_poll(account, update)
+                step = apply_update(change.family, update, Channel.CALLBACK, now, notice_id=notice.id, confirm=confirm)
+                change = change.then(step)
+            return change
+        except Unreadable as error:
+            return Change(family, Outcome.UNREADABLE, reason=str(error))
+        except Exception as error:  # a bug that one body brings out must not stop the others
+            log.error("notice.poisonous", notice=notice.id, exc_info=True)
+            return Change(family, Outcome.UNREADABLE, reason=f"{type(error).__name__} while it was settled")
+
+
+def merge(decision: Decision, change: Change, notice: Notice) -> Decision:
+    """The decision with one more notice settled."""
+    outcome = NoticeOutcome(id=notice.id, outcome=change.outcome, status=change.status, job_id=change.job_id, reason=change.reason)
+    log.info("notice.settled", notice=notice.id, job=change.job_id, outcome=change.outcome, reason=change.reason)
+    return replace(
+        decision,
+        change=decision.change.then(change),
+        outcomes=(*decision.outcomes, outcome),
+        is_urgent=decision.is_urgent or change.outcome in NEEDS_POLL,
+    )
+
+
+def read_remote_id(account: Account | None, notice: Notice) -> str:
+    """Which job a callback for a whole account is about. Unreadable where it does not say."""
+    if account is None:
+        raise Unreadable(NOT_CONFIGURED)
+    remote_id = next((update.remote_id for update in read_callback(account, None, notice.headers, notice.body, notice.at)), None)
+    if remote_id is None:
+        raise Unreadable("it names no id")
+    return remote_id
+
+
+def choose_submissions(jobs: Sequence[Job]) -> list[str]:
+    """Those of all jobs that its news may still change; else the newest one's, where it shows as late or as a duplicate."""
+    open_jobs = [job for job in jobs if may_adopt(job)]
+    return list(dict.fromkeys(job.submission_id for job in open_jobs or jobs[-1:]))
+
+
+def needs_poll(account: Account, update: Update) -> bool:
+    """Whether a final status waits for a poll: where the spec or the user says so, and where the outputs are still to be asked for."""
+    is_bare = account.spec.table.result is not None and update.status is Status.SUCCEEDED and not update.outputs
+    return account.confirms_callbacks or is_bare
+
+
+def orphan_outcome(notice: Notice, remote_id: str | None = None) -> NoticeOutcome:
+    log.warning("notice.orphan", notice=notice.id, provider=notice.provider, submission=notice.submission_id)
+    reason = "no such submission is known here" if remote_id is None else f"no job here has the id {remote_id!r}"
+    return NoticeOutcome(id=notice.id, outcome=Outcome.ORPHAN, reason=reason, remote_id=remote_id)

@@ -1,0 +1,325 @@
+"""The one way in which a job changes: load the family, decide, and write all that follows in one transaction.
+
+Whoever has news of a submission hands over a `Decide`: a pure function of the family as it stands. When somebody else
+was faster, the family is loaded anew and decided again; nothing is written over a state that it was not computed from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from receiver.config import HandlerConfig
+from receiver.counters import DURATIONS, Counters
+from receiver.errors import StoreUnavailable
+from receiver.herald import own_event
+from receiver.ids import make_id
+from receiver.learning import duration_of, overdue_after
+from receiver.masking import Masker
+from receiver.model import Answer, Call, Channel, Delivery, Event, Family, Job, JobError, Notice, Poll, Status, Update
+from receiver.pacing import next_poll, urgent_poll
+from receiver.providers.account import Account
+from receiver.routing import make_deliveries
+from receiver.rules import Change
+from receiver.stores.base import Confirmation, Duration, Learned, NoticeOutcome, Settlement, Store
+from receiver.tokens import Tokens
+
+MAX_CONFLICTS = 20
+STATUS_WORD = re.compile(r"[\w .-]{1,40}")  # what is longer is no status, and may be what we sent
+KEPT_ANSWER_HEADERS = ("content-type", "retry-after", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
+log = structlog.get_logger("receiver.settling")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be written about one submission."""
+
+    change: Change
+    channel: Channel | None = None  # how the news came; None for verdicts of our own
+    notices: tuple[Notice, ...] = ()
+    outcomes: tuple[NoticeOutcome, ...] = ()
+    repeats: tuple[tuple[str, datetime], ...] = ()
+    calls: tuple[Call, ...] = ()
+    confirmations: tuple[Confirmation, ...] = ()
+    polled: Mapping[str, Poll] = field(default_factory=dict)  # by job id: polls that were just answered
+    kept_polls: tuple[Poll, ...] = ()  # polls that failed: written as they are
+    is_urgent: bool = False  # poll the open jobs at once
+
+
+Holder = TypeVar("Holder", Notice, NoticeOutcome, Call, JobError)
+Decide = Callable[[Family], Decision | None]
+
+
+class Settling:
+    """Decides and writes, for every pass and command. `pushes` says whether news of an account's jobs is pushed to us at present."""
+
+    def __init__(
+        self,
+        store: Store,
+        accounts: Mapping[str, Account],
+        handlers: tuple[HandlerConfig, ...],
+        counters: Counters,
+        tokens: Tokens,
+        masker: Masker,
+        pushes: Callable[[Account], bool],
+        wake: Callable[[], None],
+    ) -> None:
+        self.store, self.accounts, self.counters = store, accounts, counters
+        self._handlers, self._tokens, self._masker, self._pushes, self._wake = handlers, tokens, masker, pushes, wake
+        self.learned: Mapping[tuple[str, str], Learned] = {}
+
+    async def refresh_learned(self) -> None:
+        self.learned = {(known.provider, known.model): known for known in await self.store.read_learned()}
+
+    async def settle(self, decides: Mapping[str, Decide], now: datetime) -> dict[str, Decision]:
+        """Settle each submission; returns the decisions that were written. Unknown submissions are left out."""
+        written: dict[str, Decision] = {}
+        open_ids = list(decides)
+        for _ in range(MAX_CONFLICTS):
+            families = await self.store.load_families(open_ids)
+            polls = await self.store.load_polls([job.id for family in families.values() for job in family.jobs])
+            drafts: list[tuple[str, Decision, Settlement]] = []
+            for submission_id, family in families.items():
+                decision = decides[submission_id](family)
+                if decision is not None:
+                    drafts.append((submission_id, decision, self._settlement(family, decision, polls, now)))
+            done = await self.store.settle([settlement for _, _, settlement in drafts]) if drafts else []
+            for (submission_id, decision, _), is_written in zip(drafts, done, strict=True):
+                if is_written:
+                    written[submission_id] = decision
+                    self._count(decision)
+                    await self._look_for_orphans(families[submission_id], decision.change.family)
+            open_ids = [submission_id for (submission_id, _, _), is_written in zip(drafts, done, strict=True) if not is_written]
+            if not open_ids:
+                if written:
+                    self._wake()
+                return written
+        raise StoreUnavailable(f"{len(open_ids)} submissions kept changing while they were settled")
+
+    async def _look_for_orphans(self, before: Family, after: Family) -> None:
+        """Jobs that got their id just now may have been spoken of before, by a callback for the whole account."""
+        account = self.accounts.get(after.submission.provider)
+        if account is None or not account.is_account_wide:
+            return
+        held = {job.remote_id for job in before.jobs}
+        fresh = [job.remote_id for job in after.jobs if job.remote_id is not None and job.remote_id not in held]
+        if fresh:
+            with suppress(StoreUnavailable):  # what is settled stays settled; these jobs are polled as if nothing had come
+                await self.store.reopen_orphans(account.name, fresh)
+
+    def _settlement(self, family: Family, decision: Decision, polls: Mapping[str, Poll], now: datetime) -> Settlement:
+        decision = mask_words(decision, self.masker_of(family.submission.provider, family.submission.id))
+        change = decision.change
+        before = {job.id: job for job in family.jobs}
+        changed = tuple(job for job in change.family.jobs if before.get(job.id) != job)
+        now = max([now, *(job.updated_at for job in changed)])  # what follows from a change is not older than it
+        kept, ended = self._polls(before, decision, polls, now)
+        own = own_events(change, now)
+        return Settlement(
+            submission=change.family.submission,
+            version=family.submission.version,
+            is_resized=change.family.submission.count != family.submission.count,
+            jobs=changed,
+            notices=decision.notices,
+            outcomes=decision.outcomes,
+            repeats=decision.repeats,
+            events=(*change.events, *own),
+            deliveries=(
+                *self._deliveries(change, now),
+                *(delivery for event in own for delivery in make_deliveries(event, self._handlers, now)),
+            ),
+            polls=(*kept, *decision.kept_polls),
+            polls_ended=ended,
+            calls=decision.calls,
+            durations=self._durations(decision),
+            confirmations=decision.confirmations,
+        )
+
+    def _deliveries(self, change: Change, now: datetime) -> tuple[Delivery, ...]:
+        jobs = {job.id: job for job in change.family.jobs}
+        return tuple(
+            delivery for event in change.events for delivery in make_deliveries(event, self._handlers, now, jobs.get(event.subject or ""))
+        )
+
+    def _durations(self, decision: Decision) -> tuple[Duration, ...]:
+        if decision.channel is None:
+            return ()
+        taught = (duration_of(job, update, decision.channel) for job, update in decision.change.finished)
+        return tuple(duration for duration in taught if duration is not None)
+
+    def _polls(
+        self, before: Mapping[str, Job], decision: Decision, polls: Mapping[str, Poll], now: datetime
+    ) -> tuple[tuple[Poll, ...], tuple[str, ...]]:
+        kept: list[Poll] = []
+        ended: list[str] = []
+        polled = decision.polled
+        for job in decision.change.family.jobs:
+            account = self.accounts.get(job.provider)
+            is_news = before.get(job.id) != job
+            if account is None or not (is_news or job.id in polled or (decision.is_urgent and not job.is_final)):
+                continue
+            known = polled.get(job.id) or polls.get(job.id)
+            if decision.is_urgent and not is_news:
+                poll = urgent_poll(job, now, known)
+            else:
+                poll = next_poll(
+                    job,
+                    account,
+                    now,
+                    known,
+                    heard_at=before[job.id].updated_at if job.id in before else now,
+                    overdue=self.overdue_after(account, job) if self._pushes(account) else None,
+                    was_polled=job.id in polled,
+                    is_news=is_news,
+                )
+            if poll is not None:
+                kept.append(poll)
+            elif job.id in polls:
+                ended.append(job.id)
+        return tuple(kept), tuple(ended)
+
+    def note_status(self, account: Account, update: Update) -> None:
+        """A word that the spec does not know counts as processing; whoever keeps the spec should hear of it."""
+        word = update.provider_status
+        if word is not None and word.casefold() not in account.spec.statuses:
+            self.counters.add(f"provider:{account.name}", "unknown_statuses")
+            log.warning(
+                "status.unknown",
+                provider=account.name,
+                status=word if STATUS_WORD.fullmatch(word) else "no word",
+                remote_id=update.remote_id,
+            )
+
+    def overdue_after(self, account: Account, job: Job) -> timedelta:
+        return overdue_after(account, job, self.learned.get((account.name, job.model or "")))
+
+    def _count(self, decision: Decision) -> None:
+        for ended, _ in decision.change.finished:
+            if ended.status is Status.SUCCEEDED and ended.finished_at is not None:
+                self.counters.observe(f"duration:{ended.provider}", (ended.finished_at - ended.created_at).total_seconds(), DURATIONS)
+        for event in decision.change.events:
+            job = event.data["job"]
+            scope = f"provider:{job['provider']}"
+            self.counters.add(scope, event.type.replace("job.", "jobs_"))
+            if job["finished_by"]:
+                self.counters.add(scope, f"finished_by_{job['finished_by']}")
+            log.info("job.settled", job=job["id"], provider=job["provider"], type=event.type, status=job["status"], by=job["finished_by"])
+
+    # Values that several passes need
+
+    def masker_of(self, provider: str, submission_id: str) -> Masker:
+        return self._masker.with_token(*self._tokens.every(provider, submission_id))
+
+    def answer_notice(self, channel: Channel, family: Family, job_id: str | None, answer: Answer, now: datetime) -> Notice:
+        """A provider's answer as a notice: secrets masked, headers from an allow-list."""
+        submission = family.submission
+        masker = self.masker_of(submission.provider, submission.id)
+        return Notice(
+            id=make_id("ntc", now),
+            channel=channel,
+            provider=submission.provider,
+            at=now,
+            submission_id=submission.id,
+            job_id=job_id,
+            headers={name: masker.mask_text(answer.headers[name]) for name in KEPT_ANSWER_HEADERS if name in answer.headers},
+            body=masker.mask(answer.body),
+            http_status=answer.status,
+            last_at=now,
+        )
+
+
+def own_events(change: Change, now: datetime) -> tuple[Event, ...]:
+    """A submit whose answer is lost needs a person, if nothing else clears it up."""
+    jobs = [event.data["job"] for event in change.events if event.type == "job.unconfirmed"]
+    return tuple(
+        own_event(
+            "unconfirmed",
+            {key: job[key] for key in ("submission_id", "provider", "model", "error")} | {"job_id": job["id"]},
+            now,
+            job["id"],
+        )
+        for job in jobs
+    )
+
+
+def in_turn(decides: Sequence[Decide]) -> Decide:
+    """Several pieces of news about one submission, decided one on the other and written as one."""
+
+    def decide(family: Family) -> Decision | None:
+        total: Decision | None = None
+        for part in decides:
+            decision = part(total.change.family if total else family)
+            if decision is not None:
+                total = decision if total is None else join(total, decision)
+        return total
+
+    return decide
+
+
+def join(first: Decision, second: Decision) -> Decision:
+    return Decision(
+        change=first.change.then(second.change),
+        channel=second.channel or first.channel,
+        notices=first.notices + second.notices,
+        outcomes=first.outcomes + second.outcomes,
+        repeats=first.repeats + second.repeats,
+        calls=first.calls + second.calls,
+        confirmations=first.confirmations + second.confirmations,
+        polled={**first.polled, **second.polled},
+        kept_polls=first.kept_polls + second.kept_polls,
+        is_urgent=first.is_urgent or second.is_urgent,
+    )
+
+
+def mask_words(decision: Decision, masker: Masker) -> Decision:
+    """Errors and reasons are the provider's words, and it may say again what we sent it."""
+    family = decision.change.family
+    change = replace(
+        decision.change,
+        family=Family(family.submission, tuple(mask_job(job, masker) for job in family.jobs)),
+        events=tuple(mask_event(event, masker) for event in decision.change.events),
+    )
+    return replace(
+        decision,
+        change=change,
+        notices=tuple(mask_text(notice, "reason", masker) for notice in decision.notices),
+        outcomes=tuple(mask_text(outcome, "reason", masker) for outcome in decision.outcomes),
+        calls=tuple(mask_text(call, "error", masker) for call in decision.calls),
+    )
+
+
+def mask_job(job: Job, masker: Masker) -> Job:
+    if job.error is None:
+        return job
+    error = mask_text(mask_text(job.error, "message", masker), "provider_code", masker)
+    return job if error == job.error else msgspec.structs.replace(job, error=error)
+
+
+def mask_event(event: Event, masker: Masker) -> Event:
+    job = event.data["job"]
+    if job["error"] is None:
+        return event
+    error = {key: value and masker.mask_cut(value) for key, value in job["error"].items()}
+    return msgspec.structs.replace(event, data={**event.data, "job": {**job, "error": error}})
+
+
+def mask_text(holder: Holder, field: str, masker: Masker) -> Holder:
+    text = getattr(holder, field)
+    return msgspec.structs.replace(holder, **{field: masker.mask_cut(text)}) if text else holder
+
+
+def body_hash(answer: Answer) -> str:
+    """Whether a poll answer equals the job's last one."""
+    return hashlib.sha256(b"%d\n" % answer.status + answer.body).hexdigest()
+
+
+def make_call(family: Family, at: datetime, http_status: int | None, error: str | None) -> Call:
+    return Call(id=make_id("cal", at), submission_id=family.submission.id, at=at, http_status=http_status, error=error)

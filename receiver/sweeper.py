@@ -1,0 +1,63 @@
+"""Pass: deadlines, dead processes, pruning, and everything else that only time brings."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import structlog
+
+from receiver.config import StoreConfig
+from receiver.limiter import Limiter
+from receiver.model import Family
+from receiver.rules import expire
+from receiver.settling import Decide, Decision, Settling
+
+BATCH = 200
+ORPHAN_RETENTION = timedelta(days=1)
+PRUNE_EVERY = timedelta(minutes=1)
+LEARN_EVERY = timedelta(seconds=5)
+log = structlog.get_logger("receiver.sweeper")
+
+
+class Sweeper:
+    """Looks after what nobody sends news about."""
+
+    def __init__(self, settling: Settling, limiter: Limiter, config: StoreConfig) -> None:
+        self._settling, self._store, self._limiter, self._config = settling, settling.store, limiter, config
+        self._prune_at: datetime | None = None
+        self._learn_at: datetime | None = None
+
+    async def run_pass(self, now: datetime) -> bool:
+        buried = await self._store.bury_dead_nodes()
+        if buried:
+            log.warning("node.buried", nodes=buried)
+        await self._limiter.refresh()
+        await self._settling.counters.flush()
+        if self._learn_at is None or now >= self._learn_at:
+            self._learn_at = now + LEARN_EVERY
+            await self._settling.refresh_learned()
+        has_more = await self._expire(now)
+        return await self._prune(now) or has_more
+
+    async def _expire(self, now: datetime) -> bool:
+        families = await self._store.claim_overdeadline(now, BATCH)
+        if families:
+            await self._settling.settle({family.submission.id: decide_expired(now) for family in families}, now)
+        return len(families) == BATCH
+
+    async def _prune(self, now: datetime) -> bool:
+        if self._prune_at is not None and now < self._prune_at:
+            return False
+        pruned = await self._store.prune(now, self._config.retention, self._config.raw_retention, ORPHAN_RETENTION, BATCH)
+        if pruned == 0:
+            self._prune_at = now + PRUNE_EVERY
+            return False
+        log.info("store.pruned", rows=pruned)
+        return True
+
+
+def decide_expired(now: datetime) -> Decide:
+    def decide(family: Family) -> Decision:
+        return Decision(expire(family, now))
+
+    return decide

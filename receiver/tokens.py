@@ -1,0 +1,87 @@
+"""What we sign: the token in a callback URL, which names a submission, and the cookie of a session. Each is worth nothing elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cached_property, lru_cache
+
+from itsdangerous import BadSignature, Signer
+from itsdangerous.encoding import base64_decode, base64_encode
+
+from receiver.errors import Unproven
+
+MAX_TOKEN = 200
+
+
+class Tokens:
+    """Makes and checks callback tokens. Secrets are newest first: the newest signs, all verify."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        if not secrets or not all(secrets):
+            raise ValueError("at least one secret is needed to sign callback tokens")
+        self._secrets = list(reversed(secrets))  # itsdangerous takes them oldest first
+        self._signer = lru_cache(maxsize=256)(self._make_signer)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be shown anywhere."""
+        return tuple(self._secrets)
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        """The cookies of people, signed with the same secrets under another salt."""
+        return Sessions(self._secrets)
+
+    def make(self, provider: str, submission_id: str) -> str:
+        return self._signer(provider).sign(submission_id.removeprefix("sub_")).decode()
+
+    def every(self, provider: str, submission_id: str) -> tuple[str, ...]:
+        """The submission's token under each secret, newest first: what is masked in stored bodies."""
+        salted = (make_signer([secret], f"receiver.callback.{provider}") for secret in reversed(self._secrets))
+        return tuple(signer.sign(submission_id.removeprefix("sub_")).decode() for signer in salted)
+
+    def check(self, provider: str, token: str) -> str:
+        """The submission's id, or Unproven for anything that was not made here for this provider."""
+        if len(token) > MAX_TOKEN or not token.isascii():
+            raise Unproven
+        try:
+            submission = self._signer(provider).unsign(token).decode()
+        except BadSignature:
+            raise Unproven from None
+        signature = token.rpartition(".")[2]
+        if base64_encode(base64_decode(signature)).decode() != signature:
+            raise Unproven  # base64 has several spellings of the same bytes; only the one that we write counts
+        return f"sub_{submission}"
+
+    def _make_signer(self, provider: str) -> Signer:
+        return make_signer(self._secrets, f"receiver.callback.{provider}")
+
+
+def make_signer(secrets: Sequence[str], salt: str) -> Signer:
+    """The keys are derived once here and not at every call, as the signer would."""
+    keys = [hmac.digest(secret.encode(), salt.encode(), "sha256") for secret in secrets]
+    return Signer(keys, key_derivation="none", digest_method=hashlib.sha256)
+
+
+class Sessions:
+    """Makes and checks the value of a session's cookie: whose key opened it, and until when. Secrets are oldest first."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        self._signer = Signer(list(secrets), salt="receiver.session", digest_method=hashlib.sha256)
+
+    def make(self, key_id: str, ends_at: datetime) -> str:
+        return self._signer.sign(f"{key_id}.{int(ends_at.timestamp())}.{secrets.token_urlsafe(12)}").decode()
+
+    def check(self, value: str, now: datetime) -> str | None:
+        """The name of the key that opened the session; None for one that has ended or was not made here."""
+        if len(value) > MAX_TOKEN or not value.isascii():
+            return None
+        try:
+            key_id, ends_at, _ = self._signer.unsign(value).decode().split(".")
+        except BadSignature:
+            return None
+        return key_id if now.timestamp() < int(ends_at) else None
