@@ -1,0 +1,213 @@
+"""Where providers call back: prove, keep, answer. A bare ASGI application, because bursts arrive here."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from urllib.parse import quote
+
+import structlog
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from receiver.addresses import parse_networks
+from receiver.errors import BodyOverLimit, NotFound, Overloaded, ReceiverError, TooMany, Unavailable, UnknownProvider, Unproven
+from receiver.probe import PROBED, probe_proof
+from receiver.providers.signatures import Presented
+from receiver.services import Services
+from receiver.web.bodies import BODY_TIMEOUT
+from receiver.web.guard import Sender, encode_headers
+from receiver.web.headroom import Headroom
+from receiver.web.operations import Answer, Operation
+from receiver.web.problems import last_resort, problem, problem_of
+from receiver.web.slowing import Slowing
+from receiver.web.views import Kept
+
+ORIGIN = re.compile(r"[A-Za-z0-9.:_-]{1,255}")
+PATH = re.compile(r"/callbacks/([^/]+)(?:/([^/]+))?/?")
+KEPT = b'{"ok":true}'
+KEPT_HEADERS = encode_headers(("Content-Type", "application/json"), ("Content-Length", str(len(KEPT))))
+log = structlog.get_logger("receiver.web")
+HELD_BODIES = 64  # of the largest size, that may be in memory at once
+HELD_UNPROVEN = 16  # and as many that nothing is known of before they are whole: these must not crowd out the others
+HELD_BYTES = 256 * 1024 * 1024  # at most, however large one may be; four of those fit all the same
+
+
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/callbacks/{provider}/{token}",
+        "receive_callback",
+        "Callbacks",
+        "A provider's news about one submission, which the token names.",
+        (Answer(200, "It is on disk.", Kept),),
+        None,
+        errors=(401, 413, 429),
+        is_open=True,
+    ),
+    Operation(
+        "POST",
+        "/callbacks/{provider}",
+        "receive_signed_callback",
+        "Callbacks",
+        "News of a provider that knows one URL for the whole account; only with a signature that it can be told by.",
+        (Answer(200, "It is on disk.", Kept),),
+        None,
+        errors=(401, 413, 429),
+        is_open=True,
+    ),
+)
+
+
+class Disconnected(Exception):
+    """The caller went away before its body was whole."""
+
+
+class Room:
+    """Bytes that several bodies share."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+
+def make_room(limit: int, bodies: int) -> Room:
+    """For so many bodies of the largest size, where that is not too much."""
+    return Room(min(limit * bodies, max(HELD_BYTES, limit * 4)))
+
+
+class Callbacks:
+    """Answers `/callbacks/{provider}` and `/callbacks/{provider}/{token}`."""
+
+    def __init__(self, services: Services, headroom: Headroom) -> None:
+        self._services, self._headroom = services, headroom
+        self._limit = services.inbox.max_body_bytes
+        self._room, self._unproven_room = make_room(self._limit, HELD_BODIES), make_room(self._limit, HELD_UNPROVEN)
+        self._slowing = Slowing(services.clock, parse_networks(services.config.server.trusted_proxies))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sender = Sender(send)
+        try:
+            await self._serve(scope, receive, sender)
+        except Exception as error:  # the last resort, as for every route
+            log.error("callback.failed", error=f"{type(error).__name__}: {error}", exc_info=True)
+            if sender.has_started:
+                raise
+            await last_resort()(scope, receive, sender)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Sender) -> None:
+        try:
+            response = await self._answer(scope, receive)
+        except Unproven as error:
+            response = await self._refuse_slowly(scope, error)
+        except ReceiverError as error:
+            self._note_unkept(scope, error)
+            response = problem_of(error)
+        except Disconnected:
+            return
+        if response is None:
+            await send.answer(KEPT_HEADERS, KEPT)
+        else:
+            await response(scope, receive, send)
+
+    def _note_unkept(self, scope: Scope, error: ReceiverError) -> None:
+        """Strangers must not make up names to count under."""
+        found = PATH.fullmatch(scope["path"])
+        if isinstance(error, Unavailable) and found is not None and found[1] in self._services.accounts:
+            self._services.counters.add(f"provider:{found[1]}", "callbacks_unkept")
+
+    async def _refuse_slowly(self, scope: Scope, error: Unproven) -> Response:
+        try:
+            if await self._slowing.hold(scope):
+                self._services.counters.add("receiver", "callbacks_slowed")
+        except TooMany as too_many:
+            return problem_of(too_many)
+        return problem_of(error)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response | None:
+        """None: it is kept."""
+        found = PATH.fullmatch(scope["path"])
+        if found is None:
+            raise NotFound("There is nothing at this address.")
+        provider, token = found[1], found[2]
+        if scope["method"] != "POST":
+            return self._answer_method(scope, provider, token)
+        if provider == PROBED:
+            return self._answer_probe(token)
+        inbox = self._services.inbox
+        submission_id = inbox.prove(provider, token)
+        headers = read_headers(scope)
+        try:
+            room = self._room if token is not None else self._unproven_room
+            body = await self._read_body(receive, headers.get("content-length", ""), room)
+        except BodyOverLimit:
+            await inbox.poll_instead(provider, submission_id)
+            raise
+        if inbox.wants_signature(provider):
+            await inbox.prove_signature(provider, submission_id, present(scope, headers, body))
+        await inbox.keep(provider, token, submission_id, headers, body)
+        return None
+
+    def _answer_probe(self, token: str | None) -> Response:
+        """Our own question, asked from outside: is it we who answer under the public URL? Nothing is kept."""
+        return Response(KEPT, headers={"Receiver-Probe": probe_proof(self._services.tokens, token or "")}, media_type="application/json")
+
+    def _answer_method(self, scope: Scope, provider: str, token: str | None) -> Response:
+        """405, or the handshake of CloudEvents where the spec asks for it."""
+        spec = self._services.inbox.find_spec(provider)
+        if spec is None or spec.table.callback is None:
+            raise UnknownProvider
+        if spec.table.callback.handshake is None:
+            return problem(405, "A callback is a POST.", headers={"Allow": "POST"})
+        allow = {"Allow": "POST, OPTIONS"}
+        if scope["method"] != "OPTIONS":
+            return problem(405, "A callback is a POST.", headers=allow)
+        self._services.inbox.prove(provider, token)
+        return Response(headers=allow | allow_origin(read_headers(scope).get("webhook-request-origin", "")))
+
+    async def _read_body(self, receive: Receive, announced: str, room: Room) -> bytes:
+        """The body, in memory up to the limit of one and within the room for all."""
+        await self._headroom.take_notice()
+        if announced.isdecimal() and (len(announced) > 18 or int(announced) > self._limit):
+            raise BodyOverLimit(f"The body is over {self._limit} bytes.")
+        chunks: list[bytes] = []
+        held = 0
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Disconnected
+                    chunk = message.get("body", b"")
+                    held += len(chunk)
+                    room.left -= len(chunk)
+                    if held > self._limit:
+                        raise BodyOverLimit(f"The body is over {self._limit} bytes.")
+                    if room.left < 0:
+                        raise Overloaded("Too many callbacks arrive at once; try again later.")
+                    chunks.append(chunk)
+                    if not message.get("more_body", False):
+                        return b"".join(chunks)
+        except TimeoutError:
+            raise Overloaded("The body did not arrive in time; send it again.") from None
+        finally:
+            room.left += held
+
+
+def read_headers(scope: Scope) -> dict[str, str]:
+    """By lower-case name; what came several times is joined as RFC 9110 says."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def present(scope: Scope, headers: dict[str, str], body: bytes) -> Presented:
+    path = scope.get("raw_path") or quote(scope["path"]).encode()
+    return Presented(headers, body, scope["method"], path.decode("latin-1"), scope.get("query_string", b"").decode("latin-1"))
+
+
+def allow_origin(origin: str) -> dict[str, str]:
+    """The permission that a sender of CloudEvents asks for (https://github.com/cloudevents/spec/blob/main/cloudevents/http-webhook.md).
+    Whoever has no token or key gets nothing kept anyhow, so every origin may ask."""
+    return {"WebHook-Allowed-Origin": origin, "WebHook-Allowed-Rate": "*"} if ORIGIN.fullmatch(origin) else {}

@@ -1,0 +1,108 @@
+"""Try it: a job submitted from the browser."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from receiver.errors import Conflict, Invalid, TooMany, Unavailable
+from receiver.keys import Scope
+from receiver.services import Services
+from receiver.stores.base import Replayed
+from receiver.web.operations import Answer, Operation, services_of
+from receiver.web.pages_frame import GROUP, Form, go_to, page, read_fields, read_form, show, show_error, show_json
+from receiver.web.providers import show_operations
+from receiver.web.query import Query
+from receiver.web.submitting import check_body, make_family
+
+EXAMPLE = {"prompt": "A lighthouse in the morning fog, seen from the sea"}
+
+
+async def show_form(request: Request, query: Query) -> Response:
+    return show_filled(request, read_fields(request), ())
+
+
+def show_filled(request: Request, form: Form, mistakes: tuple[str, ...]) -> Response:
+    services = services_of(request)
+    accounts = [
+        {"name": account.name, "operations": show_operations(account.spec), "has_key": bool(account.api_key)}
+        for account in services.accounts.values()
+    ]
+    chosen = form.get("provider") or next((each["name"] for each in accounts if each["has_key"]), "")
+    filled = {
+        "provider": chosen,
+        "model": form.get("model", ""),
+        "operation": form.get("operation", ""),
+        "media": form.get("media", ""),
+        "input": form.get("input") or show_json(example_of(services, str(chosen))),
+        "metadata": form.get("metadata", ""),
+    }
+    return show(
+        request,
+        "try.html",
+        400 if mistakes else 200,
+        accounts=accounts,
+        filled=filled,
+        mistakes=mistakes,
+        token=form.get("token") or secrets.token_hex(16),
+    )
+
+
+def example_of(services: Services, provider: str) -> dict[str, Any]:
+    """A prompt, with what the spec itself fills in, so that a person sees what can be said."""
+    account = services.accounts.get(provider)
+    return EXAMPLE | (account.spec.operation(account.spec.operations[0]).submit.defaults if account else {})
+
+
+async def submit_form(request: Request, query: Query) -> Response:
+    """Submits as the API does. Sent twice, the same form makes one submission."""
+    services, form = services_of(request), await read_form(request)
+    try:
+        await request.app.state.headroom.take_submission()
+        document = read_document(form)
+        asked, account, plan = check_body(services, document)
+        key = f"page-{form.get('token', '')[:64]}"
+        api_key_id = getattr(request.state, "api_key_id", "")
+        family = make_family(services, document, asked, account, plan, key=key, api_key_id=api_key_id)
+        kept = await request.app.state.brakes.create(family)
+    except Invalid as error:
+        told = tuple(f"{each.get('pointer', '').lstrip('/') or 'input'} {each['detail']}" for each in error.errors)
+        return show_filled(request, form, told)
+    except Conflict as error:
+        return show_filled(request, {**form, "token": ""}, (str(error),))
+    except TooMany as error:
+        return show_filled(request, form, (str(error),))
+    except Unavailable as error:
+        return show_error(request, error)
+    services.pulse.strike()
+    request.app.state.answered.add(family.submission)
+    jobs = kept.family.jobs if isinstance(kept, Replayed) else family.jobs
+    return go_to(request, f"jobs/{jobs[0].id}" if len(jobs) == 1 else f"jobs?submission_id={jobs[0].submission_id}")
+
+
+def read_document(form: Form) -> dict[str, Any]:
+    """The body that the API would be given; Invalid where a field is no JSON."""
+    errors = []
+    document: dict[str, Any] = {name: form[name] for name in ("provider", "model", "operation", "media") if name in form}
+    try:
+        document["input"] = msgspec.json.decode(form.get("input", "{}"))
+    except (msgspec.DecodeError, RecursionError) as error:
+        errors.append({"pointer": "/input", "detail": f"is not JSON: {error}"})
+    metadata = [line.partition("=") for line in form.get("metadata", "").splitlines() if line.strip()]
+    if any(not sign for _, sign, _ in metadata):
+        errors.append({"pointer": "/metadata", "detail": "is not lines of key=value"})
+    if metadata:
+        document["metadata"] = {key.strip(): value.strip() for key, _, value in metadata}
+    if errors:
+        raise Invalid(errors)
+    return document
+
+
+PAGES = (
+    page("/try", show_form, "A form to submit a job with."),
+    Operation("POST", "/try", submit_form, GROUP, "Submit a job from the form.", (Answer(303, "Look there."),), None, scope=Scope.SUBMIT),
+)
