@@ -1,0 +1,136 @@
+"""What the doctor sees when it calls others: the server itself, the public URL from outside in, providers, handlers' targets."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Literal
+from urllib.parse import urlsplit
+
+from receiver.app import Plan
+from receiver.cli.findings import Finding
+from receiver.cli.session import server_address
+from receiver.cli.store import path_of
+from receiver.config import Config
+from receiver.config_values import is_postgres
+from receiver.errors import ProviderFault
+from receiver.handling import is_web_address
+from receiver.model import Answer, Request
+from receiver.net import ProviderClient
+from receiver.probe import PROBED, probe_proof
+from receiver.providers.account import Account
+from receiver.tokens import Tokens
+
+TIMEOUT = timedelta(seconds=10)
+SOME_SKEW, MUCH_SKEW = timedelta(seconds=30), timedelta(minutes=5)  # signatures are believed for five minutes
+PORTS = {"http": 80, "https": 443}
+
+
+async def check_network(plan: Plan) -> AsyncIterator[Finding]:
+    """One finding after the other, in the order of the configuration; the calls run side by side."""
+    client = ProviderClient()
+    try:
+        works = [check_server(client, plan.config), check_public_url(client, plan.config)]
+        works += [check_provider(client, account) for account in plan.accounts.values()]
+        works += [check_address(plugin.name, url) for plugin in plan.plugins for url in addresses_of(plugin.config.options)]
+        tasks = [asyncio.create_task(work) for work in works]
+        for task in tasks:
+            for finding in await task:
+                yield finding
+    finally:
+        await client.close()
+
+
+async def check_server(client: ProviderClient, config: Config) -> list[Finding]:
+    address = server_address(config.server.host, config.server.port)
+    try:
+        answer = await get(client, f"{address}/readyz")
+    except ProviderFault:
+        return [Finding("warn", "server", f"none answers at {address}", "`receiver serve` starts it")]
+    if answer.status == 200:
+        return [Finding("ok", "server", f"is ready at {address}")]
+    detail = answer.body.decode(errors="replace")[:300]
+    return [Finding("fail", "server", f"is not ready at {address}: {detail}", "its log says why; it tries again by itself")]
+
+
+async def check_public_url(client: ProviderClient, config: Config) -> list[Finding]:
+    """Whether who answers there can prove to be the server with our secret."""
+    url = config.server.public_url
+    if url is None:
+        return []
+    known = secrets_of(config)
+    if not known:
+        return [Finding("warn", "public URL", "cannot be checked before the first start", "start the server, then ask again")]
+    tokens = Tokens(known)
+    token = tokens.make(PROBED, "sub_" + secrets.token_hex(16))
+    mend = "the address, the tunnel or the proxy in front of the server have to hand /callbacks/… through to it; until then jobs are polled"
+    try:
+        answer = await client.send(Request(method="POST", url=f"{url}/callbacks/{PROBED}/{token}"), timeout=TIMEOUT, max_bytes=65_536)
+    except ProviderFault as error:
+        return [Finding("fail", "public URL", str(error), mend)]
+    if answer.status == 200 and answer.headers.get("receiver-probe") == probe_proof(tokens, token):
+        return [Finding("ok", "public URL", f"{url} leads to the server")]
+    return [Finding("fail", "public URL", f"{url} leads to something else: it answered {answer.status} without the server's proof", mend)]
+
+
+def secrets_of(config: Config) -> tuple[str, ...]:
+    """The configured secrets, else the one that the server keeps beside the database."""
+    if config.server.secrets or is_postgres(config.store.url):
+        return config.server.secrets
+    with suppress(OSError):
+        return tuple(filter(None, [path_of(config.store.url).with_suffix(".secret").read_text().strip()]))
+    return ()
+
+
+async def check_provider(client: ProviderClient, account: Account) -> list[Finding]:
+    """Whether its host answers at all (without the key: nothing is spent), and whether our clocks agree."""
+    check = f"provider {account.name}"
+    asked_at = datetime.now(UTC)
+    try:
+        answer = await get(client, account.base_url)
+    except ProviderFault as error:
+        return [Finding("fail", check, str(error), f"look at providers.{account.name}.base_url and at the way out of this machine")]
+    found = [Finding("ok", check, f"{urlsplit(account.base_url).hostname} answers")]
+    skew = skew_of(answer, asked_at, datetime.now(UTC))
+    if skew is not None and skew > SOME_SKEW:
+        state: Literal["fail", "warn"] = "fail" if skew > MUCH_SKEW else "warn"
+        detail = f"differs by {skew.total_seconds():.0f} s from {account.name}'s"
+        found.append(Finding(state, "clock", detail, "let this machine keep its time by NTP; signatures and deadlines depend on it"))
+    return found
+
+
+def skew_of(answer: Answer, before: datetime, after: datetime) -> timedelta | None:
+    """How far our clock is from the other side's; the call's own time does not count."""
+    try:
+        there = parsedate_to_datetime(answer.headers["date"]).astimezone(UTC)
+    except (KeyError, ValueError, TypeError):
+        return None
+    return max(before - there - timedelta(seconds=1), there - after, timedelta(0))
+
+
+def addresses_of(options: dict[str, object]) -> list[str]:
+    return [value for value in options.values() if isinstance(value, str) and is_web_address(value)]
+
+
+async def check_address(handler: str, url: str) -> list[Finding]:
+    """Whether somebody listens there. Only the host is shown: the rest of such an address may be a secret."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
+    try:
+        async with asyncio.timeout(TIMEOUT.total_seconds()):
+            _, writer = await asyncio.open_connection(host, port)
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+    except (OSError, TimeoutError) as error:
+        detail = f"nobody answers at {host}:{port}: {error or type(error).__name__}"
+        return [Finding("fail", f"handler {handler}", detail, "start what should listen there, or mend the address in its options")]
+    return [Finding("ok", f"handler {handler}", f"{host}:{port} answers")]
+
+
+async def get(client: ProviderClient, url: str) -> Answer:
+    return await client.send(Request(method="GET", url=url), timeout=TIMEOUT)

@@ -1,0 +1,144 @@
+"""What one connection may cost: how many there are, how long it may dawdle, how much it may send that is no body."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MAX_HEAD = 64 * 1024  # bytes of request line and headers; of chunk sizes, extensions and trailers as many
+FRAMING = 16  # bytes around each byte of body: who sends it one by one needs 5
+HEAD_SECONDS = 20.0  # for a head to arrive
+READER_SECONDS = 60.0  # for a client to take in what stands in the buffer, which is 64 KiB
+MOST_CONNECTIONS = 10_000
+MOST_PIPELINED = 32  # requests that wait behind one on the same connection
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+if TYPE_CHECKING:
+    Base = H11Protocol
+else:
+    Base = object
+
+
+def most_connections() -> int:
+    """As many as leave a quarter of the files that may be open to the rest of us."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, soft * 3 // 4)
+
+
+class Watched(Base):
+    """On top of one of uvicorn's protocols, which wait for ever for a head and for a client that does not read."""
+
+    most = MOST_CONNECTIONS
+    _head_timer: asyncio.TimerHandle | None = None
+    _reader_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.most:
+            self.refuse(BUSY)
+        else:
+            self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def _watch_head(self) -> None:
+        """The clock runs from the first byte that belongs to no request which is being answered."""
+        if self.is_answering:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up_head)
+
+    def _give_up_head(self) -> None:
+        self._head_timer = None
+        if not self.is_answering:
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._reader_timer is None:
+            self._reader_timer = self.loop.call_later(READER_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for timer in (self._head_timer, self._reader_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP: then nobody reads what the application would still answer to an earlier part of it."""
+        if not self.is_answering:
+            super().send_400_response(msg)
+            return
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+        if self.cycle.response_started:
+            self.transport.abort()
+        else:
+            super().send_400_response(msg)
+
+    def refuse(self, answer: bytes) -> None:
+        """End the connection; with an answer where none is being given."""
+        if self.is_answering:
+            self.transport.abort()
+            return
+        self.transport.write(answer)
+        self.transport.close()
+
+
+class WatchedH11(Watched, H11Protocol):
+    """h11 bounds heads, chunk headers and trailers by itself, given `h11_max_incomplete_event_size`."""
+
+
+def find_protocol() -> type[asyncio.Protocol]:
+    """A class for uvicorn: over httptools where it is installed, else over h11."""
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    except ImportError:
+        return type("Connection", (WatchedH11,), {"most": most_connections()})
+
+    class WatchedHttpTools(Watched, HttpToolsProtocol):  # type: ignore[misc]
+        """httptools bounds nothing: what is no body is counted here."""
+
+        most = most_connections()
+        _fed = 0  # bytes since the message began, without those of the read in which it did
+        _held = 0  # bytes of body among them
+        _has_begun = False
+
+        def on_message_begin(self) -> None:
+            self._fed, self._held, self._has_begun = 0, 0, True
+            super().on_message_begin()
+
+        def on_body(self, body: bytes) -> None:
+            self._held += len(body)
+            super().on_body(body)
+
+        def data_received(self, data: bytes) -> None:
+            self._has_begun = False
+            super().data_received(data)
+            if not self._has_begun:
+                self._fed += len(data)
+            if self._fed - self._held > MAX_HEAD + FRAMING * self._held:
+                self.refuse(TOO_LARGE)
+            elif len(self.pipeline) > MOST_PIPELINED:
+                self.transport.abort()
+
+    found: Any = WatchedHttpTools
+    return found  # type: ignore[no-any-return]

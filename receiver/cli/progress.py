@@ -1,0 +1,89 @@
+"""Jobs under way, as a person watches them: one line each that moves until the job is final."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from receiver.cli.output import console, cost, lasting, plain, print_lines, shorten, status, took
+from receiver.client import FINAL, Client, Job, NotReachable
+
+LOOK_EVERY = 1.0  # seconds between two looks at the progress
+FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+
+
+async def follow(client: Client, jobs: list[Job]) -> list[Job]:
+    """The jobs once they are final; meanwhile a line for each on stderr, where that is a terminal."""
+    board = Board(jobs)
+    finals = [asyncio.create_task(client.wait(job["id"])) for job in jobs]
+    looks = asyncio.create_task(_look(client, board))
+    out = console(stderr=True)
+    try:
+        if not out.is_terminal:
+            return list(await asyncio.gather(*finals))
+        with Live(get_renderable=board.render, console=out, refresh_per_second=8, transient=True):
+            return list(await asyncio.gather(*finals))
+    finally:
+        for task in (looks, *finals):
+            task.cancel()
+
+
+async def _look(client: Client, board: Board) -> None:
+    """Keep the board fresh. A server that is away for a while is no reason to stop."""
+    while True:
+        for job_id, job in list(board.jobs.items()):
+            if job["status"] not in FINAL:
+                try:
+                    board.jobs[job_id] = await client.job(job_id)
+                except NotReachable:
+                    continue
+        await asyncio.sleep(LOOK_EVERY)
+
+
+class Board:
+    """What the lines show."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self.jobs = {job["id"]: job for job in jobs}
+        self._frame = 0
+
+    def render(self) -> Table:
+        self._frame += 1
+        table = Table.grid(padding=(0, 1))
+        for job in self.jobs.values():
+            table.add_row(self._sign(job), plain(job["id"]), status(job["status"]), self._bar(job), plain(self._age(job)))
+        return table
+
+    def _sign(self, job: Job) -> Text:
+        if job["status"] in FINAL:
+            return Text("✓", "green") if job["status"] == "succeeded" else Text("✗", "bold red")
+        return Text(FRAMES[self._frame % len(FRAMES)], "cyan")
+
+    def _bar(self, job: Job) -> Text:
+        if job["progress"] is None:
+            return Text("")
+        full = round(20 * min(max(job["progress"], 0), 1))
+        return Text("━" * full, "green") + Text("━" * (20 - full), "dim") + Text(f" {job['progress']:.0%}")
+
+    def _age(self, job: Job) -> str:
+        if job["finished_at"]:
+            return took(job["created_at"], job["finished_at"])
+        return lasting((datetime.now(UTC) - datetime.fromisoformat(job["created_at"])).total_seconds())
+
+
+def show_jobs(jobs: list[Job]) -> None:
+    """What became of them: a line each, with its outputs or its error below."""
+    for job in jobs:
+        line = Text.assemble(plain(job["id"]), " ", status(job["status"]))
+        facts = [took(job["created_at"], job["finished_at"]), f"by {job['finished_by']}" if job["finished_by"] else "", cost(job["cost"])]
+        print_lines(Text.assemble(line, *(f" · {fact}" for fact in facts if fact)))
+        for output in job["outputs"]:
+            stored = output.get("stored")
+            place = stored["uri"] if stored else output["url"] or f"(data; GET /v1/jobs/{job['id']}/outputs/{output['index']})"
+            print_lines(Text.assemble("  ", plain(place)))
+        if job["error"]:
+            print_lines(Text.assemble("  ", Text(job["error"]["code"], "bold red"), ": ", plain(shorten(job["error"]["message"], 400))))

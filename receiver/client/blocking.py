@@ -1,0 +1,71 @@
+"""The client for programs without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from receiver.client.calls import Client
+from receiver.client.documents import Event
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def _sync(method: Callable[Concatenate[Client, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[SyncClient, P], T]:
+    @wraps(method)
+    def call(self: SyncClient, /, *args: P.args, **options: P.kwargs) -> T:
+        return self.runner.run(method(self.client, *args, **options))
+
+    return call
+
+
+class SyncClient:
+    """`Client` for programs without an event loop: the same methods, which return when they are done."""
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        self.client = Client(url, api_key)
+        self.runner = asyncio.Runner()
+
+    def __enter__(self) -> SyncClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.runner.run(self.client.close())
+        self.runner.close()
+
+    submit = _sync(Client.submit)
+    job = _sync(Client.job)
+    wait = _sync(Client.wait)
+    jobs = _sync(Client.jobs)
+    timeline = _sync(Client.timeline)
+    cancel = _sync(Client.cancel)
+    poll = _sync(Client.poll)
+    resolve = _sync(Client.resolve)
+    delete = _sync(Client.delete)
+    settle = _sync(Client.settle)
+    deliveries = _sync(Client.deliveries)
+    replay = _sync(Client.replay)
+    replay_all = _sync(Client.replay_all)
+    providers = _sync(Client.providers)
+    handlers = _sync(Client.handlers)
+
+    def events(
+        self, *, type: str | None = None, provider: str | None = None, job_id: str | None = None, last_event_id: str | None = None
+    ) -> Generator[Event, None, None]:
+        """As `Client.events`."""
+        events = self.client.events(type=type, provider=provider, job_id=job_id, last_event_id=last_event_id)
+        try:
+            while True:
+                yield self.runner.run(_next(events))
+        finally:
+            self.runner.run(events.aclose())
+
+
+async def _next(events: AsyncIterator[T]) -> T:
+    return await anext(events)

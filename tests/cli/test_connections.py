@@ -1,0 +1,194 @@
+"""What one connection may cost a server, over each HTTP parser that is installed."""
+
+import asyncio
+import importlib.util
+import sys
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from receiver.cli import connections, service
+
+pytestmark = pytest.mark.long
+
+BOUND = 10  # seconds
+HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(params=["h11", "httptools"], autouse=True)
+def parser(request, monkeypatch):
+    if request.param == "h11":
+        monkeypatch.setitem(sys.modules, "httptools", None)
+        monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
+    elif importlib.util.find_spec("httptools") is None:
+        pytest.skip("httptools is not installed")
+    return request.param
+
+
+async def echo(scope, receive, send):
+    """Answers with the number of bytes of the body; `/early` before it reads them, `/big` with more than anybody reads."""
+    size, more = 0, scope["path"] != "/early"
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    body = b"x" * 100_000_000 if scope["path"] == "/big" else str(size).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@asynccontextmanager
+async def serving():
+    up = asyncio.Event()
+    listener = service.open_sockets("127.0.0.1", 0, {}, "")[0]
+    server = service.Server(service.make_config(echo), up.set)
+    task = asyncio.create_task(server.serve([listener]))
+    await asyncio.wait_for(up.wait(), BOUND)
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+        listener.close()
+
+
+@asynccontextmanager
+async def connected(port):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def everything(reader):
+    """What comes until the other side ends it."""
+    try:
+        return await asyncio.wait_for(reader.read(), BOUND)
+    except ConnectionResetError:
+        return b""
+
+
+async def ask(reader, writer, raw=HEAD + b"\r\n"):
+    writer.write(raw)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), BOUND)
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return head[9:12], await reader.readexactly(length)
+
+
+async def trickle(reader, writer):
+    """Send a little again and again until the other side ends it: what it said meanwhile."""
+    ended = asyncio.create_task(everything(reader))
+    while not ended.done():
+        writer.write(b"x")
+        await asyncio.wait([ended], timeout=0.02)
+    return await ended
+
+
+async def is_well(port):
+    async with connected(port) as (reader, writer):
+        return await ask(reader, writer) == (b"200", b"0")
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", HEAD])
+async def test_a_head_that_does_not_come_is_waited_for_so_long(monkeypatch, sent):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    async with serving() as port, connected(port) as (reader, writer):
+        writer.write(sent)
+        assert await everything(reader) == b""
+        assert await is_well(port)
+
+
+async def test_a_head_that_trickles_gains_no_time(monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    async with serving() as port, connected(port) as (reader, writer):
+        assert await ask(reader, writer) == (b"200", b"0")  # on a connection that was good once
+
+        writer.write(HEAD + b"X: ")
+        assert await trickle(reader, writer) == b""
+
+
+async def test_a_body_that_trickles_after_its_answer_gains_no_time(monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    async with serving() as port, connected(port) as (reader, writer):
+        assert (await ask(reader, writer, b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"))[0] == b"200"
+        assert await trickle(reader, writer) == b""
+
+
+async def test_an_answer_that_takes_long_is_not_cut(monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.1)
+    async with serving() as port, connected(port) as (reader, writer):
+        writer.write(POST + b"1\r\nx\r\n")
+        await asyncio.sleep(0.3)
+        assert await ask(reader, writer, b"0\r\n\r\n") == (b"200", b"1")
+
+
+async def test_a_client_that_does_not_read_is_cut(monkeypatch):
+    monkeypatch.setattr(connections, "READER_SECONDS", 0.2)
+    async with serving() as port, connected(port) as (reader, writer):
+        writer.write(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+        await asyncio.sleep(0.6)
+        assert len(await everything(reader)) < 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("begin", "part"),
+    [
+        (HEAD, b"X-%d: " + b"a" * 1000 + b"\r\n"),
+        (HEAD + b"X: ", b"a" * 1000),
+        (b"GET /", b"a" * 1000),
+        (POST, b"1;%d=" + b"a" * 1000 + b"\r\nx\r\n"),
+        (POST + b"1;x=", b"a" * 1000),
+        (POST + b"1\r\nx\r\n0\r\n", b"X-%d: " + b"a" * 1000 + b"\r\n"),
+        (POST + b"1\r\nx\r\n0\r\nX: ", b"a" * 1000),
+    ],
+    ids=["headers", "a header", "a path", "chunk extensions", "a chunk extension", "trailers", "a trailer"],
+)
+async def test_what_is_no_body_is_bounded(begin, part, parser):
+    if parser == "h11" and part.startswith(b"1;"):
+        pytest.skip("h11 drops each extension as it comes")
+    async with serving() as port:
+        async with connected(port) as (reader, writer):
+            writer.write(begin)
+            answer = asyncio.create_task(everything(reader))
+            sent = 0
+            while not answer.done() and sent < 5_000_000:
+                writer.write(part.replace(b"%d", str(sent).encode()))
+                sent += len(part)
+                try:
+                    await writer.drain()
+                except ConnectionError:
+                    break
+                await asyncio.sleep(0)
+            assert (await answer)[9:12] in {b"", b"400", b"431"}
+            assert sent < 3_000_000
+        assert await is_well(port)
+
+
+async def test_a_body_of_tiny_chunks_and_one_of_a_megabyte_are_taken():
+    async with serving() as port, connected(port) as (reader, writer):
+        assert await ask(reader, writer, POST + b"1\r\nx\r\n" * 200_000 + b"0\r\n\r\n") == (b"200", b"200000")
+        assert await ask(reader, writer, POST + b"100000\r\n" + b"x" * 0x100000 + b"\r\n0\r\n\r\n") == (b"200", b"1048576")
+
+
+async def test_beyond_so_many_connections_a_new_one_is_told_to_come_back(monkeypatch):
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 2)
+    async with serving() as port, connected(port) as first, connected(port):
+        assert await ask(*first) == (b"200", b"0")
+        async with connected(port) as (reader, _):
+            answer = await everything(reader)
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert b"retry-after" in answer
+        assert await ask(*first) == (b"200", b"0")
+
+
+async def test_thousands_of_requests_in_one_breath_do_no_harm():
+    async with serving() as port:
+        async with connected(port) as (reader, writer):
+            writer.write((HEAD + b"\r\n") * 5_000)
+            with suppress(ConnectionError):
+                await asyncio.wait_for(reader.read(1), BOUND)
+        assert await is_well(port)

@@ -1,0 +1,173 @@
+"""What the doctor finds, and that it says how to mend it."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+
+from receiver.cli.checks_local import MIB, check_contents, check_disk, check_sqlite, check_target, nearest_folder
+from receiver.cli.checks_remote import check_address, check_network, skew_of
+from receiver.config import load
+from receiver.model import Answer
+from tests.loopback import free_port, response, say, serve
+
+NOW = datetime(2026, 1, 31, 12, 0, 0, 500_000, tzinfo=UTC)
+
+
+def found_by(result):
+    return {check["check"]: check for check in json.loads(result.stdout)["checks"]}
+
+
+def test_a_fresh_folder_is_well_and_stays_empty(receiver, tmp_path):
+    result = receiver("doctor", "--offline", "--json")
+    assert result.exit_code == 0
+    assert {check["state"] for check in json.loads(result.stdout)["checks"]} == {"ok", "warn"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_mistake_is_a_failure_with_its_key(receiver, tmp_path):
+    (tmp_path / "receiver.toml").write_text('[server]\nprot = 1\n[providers.pixazo]\napi_key = "${NOWHERE}"\n')
+    result = receiver("doctor", "--json")
+    assert result.exit_code == 2
+    assert {name: check["state"] for name, check in found_by(result).items()} == {"server.prot": "fail", "providers.pixazo.api_key": "fail"}
+
+
+def test_what_the_handlers_say_is_found_beside_the_rest(receiver, tmp_path):
+    (tmp_path / "receiver.toml").write_text('[[handlers]]\nname = "a"\nuse = "slak"\n')
+    found = found_by(receiver("doctor", "--offline", "--json"))
+    assert (found["handlers.a.use"]["state"], found["disk"]["check"]) == ("fail", "disk")
+
+
+def test_each_line_tells_how_it_stands_and_how_to_mend_it(receiver, tmp_path):
+    (tmp_path / "receiver.toml").write_text("[providers.pixazo]\n")
+    lines = receiver("doctor", "--offline").stdout.splitlines()
+    place = lines.index("warn provider pixazo: has no key")
+    assert lines[place + 1].startswith("     → api_key = ")
+
+
+def test_short_keys_and_an_open_secret_are_warned_of(receiver, tmp_path):
+    (tmp_path / "receiver.toml").write_text('[server]\napi_keys = ["short"]\n')
+    (tmp_path / "receiver.secret").write_text("s" * 43)
+    (tmp_path / "receiver.secret").chmod(0o644)
+    found = found_by(receiver("doctor", "--offline", "--json"))
+    assert (found["API keys"]["state"], found["secret"]["state"]) == ("warn", "warn")
+    assert "chmod 600" in found["secret"]["mend"]
+
+
+def test_a_database_that_is_none_is_a_failure(receiver, tmp_path):
+    (tmp_path / "receiver.db").write_text("no database" * 100)
+    result = receiver("doctor", "--offline", "--json")
+    assert (result.exit_code, found_by(result)["database"]["state"]) == (2, "fail")
+
+
+@pytest.mark.parametrize(
+    ("version", "has_bug"),
+    [
+        ((3, 40, 1), True),
+        ((3, 44, 6), False),
+        ((3, 45, 0), True),
+        ((3, 50, 6), True),
+        ((3, 50, 7), False),
+        ((3, 51, 2), True),
+        ((3, 52, 0), False),
+    ],
+)
+def test_the_version_of_sqlite_is_named_with_its_bug(version, has_bug):
+    assert ("WAL-reset" in check_sqlite(version).detail) == has_bug
+
+
+@pytest.mark.parametrize(("free", "state"), [(50 * MIB, "fail"), (500 * MIB, "warn"), (5000 * MIB, "ok")])
+def test_a_full_disk_is_foreseen(free, state):
+    assert check_disk(Path("/"), free).state == state
+
+
+def test_the_nearest_folder_is_one_that_is_there(tmp_path):
+    assert nearest_folder(tmp_path / "a" / "b" / "receiver.db") == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "state"),
+    [
+        ("storage", {"path": "outputs"}, "ok"),
+        ("storage", {"path": "s3://bucket"}, None),
+        ("command", {"argv": ["sh", "-c", "true"]}, "ok"),
+        ("command", {"argv": ["no-such-program"]}, "fail"),
+        ("log", {}, None),
+    ],
+)
+def test_the_targets_of_handlers_are_looked_at(tmp_path, use, options, state):
+    finding = check_target("a", use, options, tmp_path)
+    assert (finding and finding.state) == state
+
+
+@pytest.mark.parametrize(("there", "skew"), [(0, 0), (-30, 29), (30, 30)])
+def test_the_difference_of_two_clocks_is_what_the_call_cannot_explain(there, skew):
+    date = format_datetime((NOW + timedelta(seconds=there)).replace(microsecond=0), usegmt=True)
+    found = skew_of(Answer(status=200, headers={"date": date}), NOW, NOW)
+    assert abs(found.total_seconds() - skew) <= 0.5
+
+
+@pytest.mark.parametrize("headers", [{}, {"date": "yesterday"}])
+def test_who_tells_no_time_has_no_clock_to_compare(headers):
+    assert skew_of(Answer(status=200, headers=headers), NOW, NOW) is None
+
+
+async def test_an_address_is_well_when_somebody_listens_and_is_shown_without_its_path():
+    async with serve(say(response())) as peer:
+        [well] = await check_address("hook", f"{peer.url}/secret-path")
+    [ill] = await check_address("hook", f"http://127.0.0.1:{free_port()}/secret-path")
+    assert (well.state, ill.state) == ("ok", "fail")
+    assert "secret-path" not in well.detail + ill.detail
+
+
+async def test_providers_are_called_without_their_key_and_a_foreign_public_url_is_found_out(tmp_path):
+    from receiver.app import check
+
+    async with serve(say(response(404, date="Sat, 31 Jan 2026 12:00:00 GMT"))) as peer:
+        text = f"""
+        [server]
+        public_url = "{peer.url}"
+        secrets = ["a-long-secret-of-mine"]
+        port = {free_port()}
+        [providers.pixazo]
+        api_key = "key-of-mine"
+        base_url = "{peer.url}"
+        """
+        plan = check(load(text, {}, folder=tmp_path))
+        found = {finding.check: finding for finding in [finding async for finding in check_network(plan)]}
+    assert {name: finding.state for name, finding in found.items()} == {
+        "server": "warn",
+        "public URL": "fail",
+        "provider pixazo": "ok",
+        "clock": "fail",
+    }
+    assert not any("key-of-mine" in str(seen.headers) for seen in peer.seen)
+
+
+class Counts:
+    """A store with these open jobs and deliveries."""
+
+    def __init__(self, jobs, deliveries):
+        self.jobs, self.deliveries = jobs, deliveries
+
+    async def count_jobs(self):
+        return self.jobs
+
+    async def count_deliveries(self):
+        return self.deliveries
+
+
+async def test_what_waits_for_a_person_is_named(tmp_path):
+    from receiver.app import check
+
+    plan = check(load("[providers.pixazo]\n", {}, folder=tmp_path))
+    store = Counts({("pixazo", "unconfirmed"): 2, ("gone", "queued"): 3}, {("old", "dead"): 4})
+    found = [(finding.state, finding.check, finding.detail) async for finding in check_contents(store, plan)]
+    assert found == [
+        ("warn", "deliveries", "4 are dead"),
+        ("warn", "jobs", "2 are unconfirmed: they may run, and may be billed"),
+        ("warn", "provider gone", "has 3 open jobs and is not configured any more"),
+        ("warn", "handler old", "has deliveries and is not configured any more"),
+    ]
