@@ -1,0 +1,202 @@
+"""What can be checked of config/deploy without deploying it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from receiver.app import check
+from receiver.cli.root import COMMANDS
+from receiver.config import load
+from tests.loopback import free_port
+from tests.web.opened import open_web
+
+DEPLOY = Path(__file__).resolve().parents[1] / "config" / "deploy"
+ROOT = DEPLOY.parents[1]
+ALERTS = yaml.safe_load((DEPLOY / "alerts.yml").read_text())
+GRAFANA = json.loads((DEPLOY / "grafana.json").read_text())
+METRIC = re.compile(r"\breceiver_[a-z_]+\b")
+SUFFIXES = ("_bucket", "_count", "_sum", "_total")
+
+
+def text_of(name):
+    return (DEPLOY / name).read_text()
+
+
+def run(*argv, **environ):
+    done = subprocess.run(argv, capture_output=True, text=True, env=os.environ | environ, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def need(program):
+    found = shutil.which(program)
+    if found is None:
+        pytest.skip(f"{program} is not installed")
+    return found
+
+
+def base_name(name):
+    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
+
+
+@pytest.fixture
+async def metrics(tmp_path):
+    """The families at `/metrics`: their label names and values by name."""
+    async with open_web(tmp_path) as web:
+        text = (await web.client.get("/metrics")).text
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                found.setdefault(base_name(family.name), {}).setdefault(label, set()).add(value)
+        found.setdefault(base_name(family.name), {})
+    return {name: labels for name, labels in found.items() if name.startswith("receiver_")}
+
+
+def expressions():
+    rules = [rule["expr"] for group in ALERTS["groups"] for rule in group["rules"]]
+    panels = [target["expr"] for panel in GRAFANA["panels"] for target in panel.get("targets", [])]
+    return [*rules, *panels]
+
+
+async def test_rules_and_dashboard_ask_for_metrics_that_exist(metrics):
+    for expression in expressions():
+        names = METRIC.findall(expression)
+        assert names
+        assert {base_name(name) for name in names} <= set(metrics), expression
+        for name, matchers in re.findall(r"(receiver_[a-z_]+)\{([^}]*)\}", expression):
+            labels = metrics[base_name(name)]
+            for label, sign, value in re.findall(r'(\w+)(=~|!=|=)"([^"]*)"', matchers):
+                if label in ("provider", "status"):
+                    continue
+                assert label in labels, expression
+                assert sign == "!=" or set(value.split("|")) <= labels[label], expression
+
+
+async def test_every_metric_is_explained_with_its_labels(metrics):
+    rows = re.findall(r"^\| `(receiver_[a-z_]+)` \| (.*?) \|", text_of("README.md"), re.MULTILINE)
+    told = {base_name(name): set(re.findall("`([a-z]+)`", labels)) for name, labels in rows}
+    assert set(told) == set(metrics)
+    for name, labels in metrics.items():
+        assert set(labels) - {"le"} <= told[name], name
+
+
+async def test_every_metric_of_worth_is_on_the_dashboard(metrics):
+    shown = {base_name(name) for expression in expressions() for name in METRIC.findall(expression)}
+    assert set(metrics) <= shown | {"receiver_info"}
+
+
+def test_alerts_say_what_to_do():
+    for group in ALERTS["groups"]:
+        for rule in group["rules"]:
+            assert rule["labels"]["severity"] in ("page", "ticket")
+            assert {"summary", "action"} <= set(rule["annotations"])
+
+
+def test_prometheus_takes_the_rules():
+    assert "SUCCESS" in run(need("promtool"), "check", "rules", str(DEPLOY / "alerts.yml"))
+
+
+def test_compose_puts_together_what_is_there():
+    compose = yaml.safe_load(text_of("compose.yaml"))
+    services = compose["services"]
+    assert set(services) == {"receiver", "postgres", "caddy"}
+    assert (DEPLOY / services["receiver"]["build"]["context"]).resolve() == ROOT
+    assert (ROOT / services["receiver"]["build"]["dockerfile"]).is_file()
+    for service in services.values():
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            assert source in compose["volumes"] or (DEPLOY / source).is_file()
+        assert set(service["networks"]) <= set(compose["networks"])
+    assert [name for name, service in services.items() if "ports" in service] == ["caddy"]
+    asked = set(re.findall(r"\$\{(\w+)", text_of("compose.yaml") + text_of("receiver.toml")))
+    assert asked == set(re.findall(r"^(\w+)=", text_of("env.example"), re.MULTILINE))
+
+
+def test_the_configuration_of_compose_loads():
+    names = re.findall(r"^(\w+)=", text_of("env.example"), re.MULTILINE)
+    environ = dict.fromkeys(names, "0123456789abcdef" * 4) | {"RECEIVER_DOMAIN": "hooks.example.com"}
+    config = check(load(text_of("receiver.toml"), environ, folder=DEPLOY)).config
+    caddy = yaml.safe_load(text_of("compose.yaml"))["services"]["caddy"]["networks"]["front"]["ipv4_address"]
+    assert config.server.trusted_proxies == (f"{caddy}/32",)
+    assert config.store.url.startswith("postgresql://")
+
+
+def test_the_image_runs_as_nobody_and_copies_what_is_there():
+    lines = text_of("Dockerfile").splitlines()
+    for line in lines:
+        if line.startswith("COPY ") and "--from" not in line:
+            assert all((ROOT / name).exists() for name in line.split()[1:-1]), line
+    assert "USER receiver" in lines
+    assert "curl" not in text_of("Dockerfile")
+    (health,) = re.findall(r'CMD (\["python".*\])', text_of("Dockerfile"))
+    compile(json.loads(health)[2], "healthcheck", "exec")
+    extras = re.findall(r"^ARG EXTRAS=(.*)$", text_of("Dockerfile"), re.MULTILINE)[0].split(",")
+    assert all(re.search(rf"^{extra} = ", (ROOT / "pyproject.toml").read_text(), re.MULTILINE) for extra in extras)
+
+
+@pytest.mark.parametrize("name", ["receiver.service", "receiver-poll.service"])
+def test_units_run_commands_that_exist_and_keep_to_themselves(name):
+    text = text_of(name)
+    (words,) = re.findall(r"^ExecStart=\S+/receiver (.*)$", text, re.MULTILINE)
+    assert words in COMMANDS
+    for line in ("DynamicUser=yes", "StateDirectory=receiver", "ProtectSystem=strict", "NoNewPrivileges=yes", "MemoryDenyWriteExecute=yes"):
+        assert line in text.splitlines()
+
+
+def test_systemd_takes_the_units(tmp_path):
+    analyze = need("systemd-analyze")
+    names = ["receiver.service", "receiver.socket", "receiver-poll.service"]
+    for name in names:
+        (tmp_path / name).write_text(text_of(name).replace("/opt/receiver/bin/receiver", sys.executable))
+    assert run(analyze, "verify", *(str(tmp_path / name) for name in names)).strip() == ""
+
+
+def test_caddy_takes_its_file(tmp_path):
+    caddy = need("caddy")
+    environ = {"RECEIVER_DOMAIN": "hooks.example.com", "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    assert "Valid configuration" in run(caddy, "validate", "--adapter", "caddyfile", "--config", str(DEPLOY / "Caddyfile"), **environ)
+
+
+def test_nginx_takes_its_file(tmp_path):
+    nginx, openssl = need("nginx"), need("openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    run(
+        openssl,
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=x",
+        "-days",
+        "1",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    )
+    text = text_of("nginx.conf").replace("listen [::]:443 ssl;", "").replace("listen 443", f"listen 127.0.0.1:{free_port()}")
+    text = re.sub(r"\S+/privkey\.pem", str(key), re.sub(r"\S+/fullchain\.pem", str(certificate), text))
+    (tmp_path / "receiver.conf").write_text(text)
+    temporary = "".join(f"{each}_temp_path {tmp_path}; " for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    main = tmp_path / "main.conf"
+    main.write_text(f"pid {tmp_path}/pid; events {{}} http {{ access_log off; {temporary} include {tmp_path}/receiver.conf; }}")
+    assert "test is successful" in run(nginx, "-t", "-e", "stderr", "-p", str(tmp_path), "-c", str(main))
+
+
+def test_litestream_copies_the_file_that_the_units_write():
+    (database,) = yaml.safe_load(text_of("litestream.yml"))["dbs"]
+    assert database["path"] == "/var/lib/receiver/receiver.db"
+    assert database["replicas"][0]["type"] == "s3"
