@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from itertools import cycle
+from itertools import cycle, islice
 from urllib.parse import urlsplit
 
 
@@ -49,13 +49,13 @@ class Caller(asyncio.Protocol):
             self.done.set_result(None)
 
 
-async def press(url: str, bodies: list[tuple[str, bytes]], connections: int, seconds: float) -> dict[str, object]:
-    """POST these (path, body) in turn. Answers per second, and latencies in milliseconds."""
-    parts = urlsplit(url)
+async def press(urls: list[str], bodies: list[tuple[str, bytes]], connections: int, seconds: float) -> dict[str, object]:
+    """POST these (path, body) in turn, over connections spread over the addresses. Answers per second, and latencies in milliseconds."""
+    parts = [urlsplit(url) for url in urls]
     requests = cycle(
         [
-            b"POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-            % (path.encode(), parts.netloc.encode(), len(body), body)
+            b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+            % (path.encode(), len(body), body)
             for path, body in bodies
         ]
     )
@@ -64,8 +64,8 @@ async def press(url: str, bodies: list[tuple[str, bytes]], connections: int, sec
     start = time.perf_counter()
     loop = asyncio.get_running_loop()
     callers = [
-        (await loop.create_connection(lambda: Caller(requests, start + seconds, laps, statuses), parts.hostname, parts.port))[1]
-        for _ in range(connections)
+        (await loop.create_connection(lambda: Caller(requests, start + seconds, laps, statuses), part.hostname, part.port))[1]
+        for part in islice(cycle(parts), connections)
     ]
     await asyncio.wait_for(asyncio.gather(*(caller.done for caller in callers)), seconds + 30)
     took = time.perf_counter() - start
@@ -81,4 +81,4 @@ async def press(url: str, bodies: list[tuple[str, bytes]], connections: int, sec
 if __name__ == "__main__":
     asked = json.load(sys.stdin)
     bodies = [(path, body.encode()) for path, body in asked["bodies"]]
-    print(json.dumps(asyncio.run(press(asked["url"], bodies, asked["connections"], asked["seconds"]))))
+    print(json.dumps(asyncio.run(press(asked["urls"], bodies, asked["connections"], asked["seconds"]))))
