@@ -117,6 +117,21 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     created_before: datetime | None = None  # exclusive
 
 
+class CostSum(msgspec.Struct, frozen=True, kw_only=True):
+    """What the jobs of one group cost together, in one unit."""
+
+    group: tuple[str | None, ...]
+    unit: str
+    amount: float
+    jobs: int
+
+
+REFUNDED = (Status.FAILED, Status.CANCELLED)
+"""Jobs that stand so cost nothing in the end."""
+COST_FIELDS = ("provider", "model", "day", "operation", "media")
+"""What costs can be added up by, beside `metadata.KEY`."""
+
+
 class DeliveryFilter(msgspec.Struct, frozen=True, kw_only=True):
     state: DeliveryState | None = None
     handler: str | None = None
@@ -376,6 +391,12 @@ class Reading(Protocol):
 
     async def sum_costs(self, provider: str, since: datetime) -> float:
         """What the account's jobs that were made since then cost, as far as the provider told. Failed and cancelled ones are refunded."""
+        ...
+
+    async def add_up_costs(self, filter: JobFilter, by: Sequence[str], limit: int) -> list[CostSum] | None:
+        """What the jobs that fit cost, as far as the provider told, without what is refunded: one sum for each group of equal `by`
+        (COST_FIELDS, or `metadata.KEY`; a day is that of UTC in which a job was made) and each unit, the largest first.
+        None: there would be more than `limit`. A long time may be read in several transactions."""
         ...
 
     async def has_submission(self, api_key_id: str, idempotency_key: str) -> bool:

@@ -79,11 +79,9 @@ def _where(terms: Sequence[str]) -> str:
     return f" WHERE {' AND '.join(terms)}" if terms else ""
 
 
-def select_jobs(filter: JobFilter, limit: int, cursor: str | None, shift: int = 0) -> Statement:
-    """The listing's statement. With metadata the first pair leads, in its index by time; the others are looked up.
-
-    `shift` is what the database's clock is ahead of ours, in microseconds.
-    """
+def job_terms(filter: JobFilter, shift: int) -> tuple[str, tuple[str, str], list[str], list[Any]]:
+    """(where jobs come from, the columns of their order, conditions, values). With metadata the first pair leads, in its index by time;
+    the others are looked up. `shift` is what the database's clock is ahead of ours, in microseconds."""
     pairs = list(filter.metadata.items())
     lead, source = ("pair", "job_metadata AS pair CROSS JOIN jobs AS job") if pairs else ("job", "jobs AS job")
     order = (f"{lead}.created_at", "pair.job_id" if pairs else "job.id")
@@ -104,6 +102,12 @@ def select_jobs(filter: JobFilter, limit: int, cursor: str | None, shift: int = 
         if at is not None:
             terms.append(f"{order[0]} {sign} ?")
             values.append(to_micros(at) + shift)
+    return source, order, terms, values
+
+
+def select_jobs(filter: JobFilter, limit: int, cursor: str | None, shift: int = 0) -> Statement:
+    """The listing's statement."""
+    source, order, terms, values = job_terms(filter, shift)
     if cursor is not None:
         terms.append(f"({order[0]}, {order[1]}) < (?, ?)")
         values += parse_cursor(cursor)

@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from receiver.model import Delivery, Event, Job, Notice, from_micros, to_micros
-from receiver.stores.base import MOST_RAW, DeliveryFilter, JobFilter, Learned, NoticeFilter, Page, TimelineEntry
+from receiver.stores.base import MOST_RAW, CostSum, DeliveryFilter, JobFilter, Learned, NoticeFilter, Page, TimelineEntry
+from receiver.stores.costs import Dialect, Sums, select_costs
 from receiver.stores.listings import (
     NOTICE_HEADS,
     TIMELINE_ROWS,
@@ -27,6 +28,7 @@ from receiver.stores.postgres_rows import CALL_TABLE, DELIVERY_TABLE, JOB_TABLE,
 from receiver.stores.rows import LEARNED_FROM, decode_event
 
 T = TypeVar("T")
+COSTS = Dialect(amount="(job.cost::json->>'amount')::numeric", unit="job.cost::json->>'unit'", metadata="job.metadata::json->>?::text")
 
 # Transactions below this have ended; a position at or above it may still get a neighbour below.
 SAFE = "(SELECT base FROM positions) + (pg_snapshot_xmin(pg_current_snapshot())::text::bigint << 20)"
@@ -193,6 +195,12 @@ class ReadingPart(Access):
             to_micros(since) + self.clock.shift,
         )
         return amount or 0.0
+
+    async def add_up_costs(self, filter: JobFilter, by: Sequence[str], limit: int) -> list[CostSum] | None:
+        statement, values = select_costs(filter, by, limit, COSTS, self.clock.shift)
+        sums = Sums(by, limit)
+        sums.add(await self._rows(numbered(statement), *values))
+        return sums.result()
 
     async def has_submission(self, api_key_id: str, idempotency_key: str) -> bool:
         statement = "SELECT 1 FROM submissions WHERE api_key_id = $1 AND idempotency_key = $2"

@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
+import msgspec
+
 from receiver.model import Delivery, Event, Job, Notice, from_micros, to_micros
-from receiver.stores.base import MOST_RAW, DeliveryFilter, JobFilter, Learned, NoticeFilter, Page, TimelineEntry
+from receiver.stores.base import MOST_RAW, CostSum, DeliveryFilter, JobFilter, Learned, NoticeFilter, Page, TimelineEntry
+from receiver.stores.costs import DAY, Dialect, Sums, select_costs
 from receiver.stores.listings import (
     NOTICE_HEADS,
     TIMELINE_ROWS,
@@ -25,6 +28,11 @@ from receiver.stores.rows import CALLS, DELIVERIES, JOBS, NOTICES, decode_event,
 from receiver.stores.sqlite_access import Access
 
 T = TypeVar("T")
+COSTS = Dialect(
+    amount="json_extract(job.cost, '$.amount')",
+    unit="json_extract(job.cost, '$.unit')",
+    metadata="(SELECT value FROM json_each(job.metadata) WHERE key = ?)",
+)
 
 
 def _read_raw(db: sqlite3.Connection, rows: Sequence[Sequence[Any]], most_raw: int) -> dict[str, bytes]:
@@ -181,6 +189,25 @@ class ReadingPart(Access):
             ).fetchone()
         )
         return float(amount)
+
+    async def add_up_costs(self, filter: JobFilter, by: Sequence[str], limit: int) -> list[CostSum] | None:
+        """Day by day: a year that is read at once would hold up other readers, and the log of writes would grow meanwhile."""
+        oldest, newest = await self.read(lambda db: db.execute("SELECT min(created_at), max(created_at) FROM jobs").fetchone())
+        sums = Sums(by, limit)
+        if oldest is None:
+            return sums.result()
+        start = max(from_micros(oldest), filter.created_after or from_micros(oldest))
+        end = min(from_micros(newest + 1), filter.created_before or from_micros(newest + 1))
+        while start < end and not sums.is_over:
+            until = min(start + DAY, end)
+            part = msgspec.structs.replace(filter, created_after=start, created_before=until)
+            statement, values = select_costs(part, by, limit, COSTS)
+            sums.add(await self._fetch(statement, values))
+            start = until
+        return sums.result()
+
+    async def _fetch(self, statement: str, values: Sequence[Any]) -> list[Any]:
+        return await self.read(lambda db: db.execute(statement, values).fetchall())
 
     async def has_submission(self, api_key_id: str, idempotency_key: str) -> bool:
         found = await self.read(

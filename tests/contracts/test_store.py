@@ -1007,6 +1007,38 @@ class TestReading:
         assert await store.sum_costs("elkapi", NOW) == 3
         assert await store.sum_costs("elkapi", NOW - DAY) == 4.5
 
+    async def test_costs_are_added_up_by_what_is_asked_for(self, store):
+        """Tenths add up to tenths, units are never mixed, days are those of UTC."""
+        assert await store.add_up_costs(JobFilter(), ("provider",), 10) == []
+        midnight = NOW.replace(hour=0)
+        await seed(
+            store,
+            make_running_family(job={"cost": Cost(0.1, "USD")}, metadata={"team": "red"}, created_at=midnight - seconds(0.000001)),
+            make_running_family(2, job={"cost": Cost(0.2, "USD")}, metadata={"team": 'a "blue" one', "$.team": "1"}, created_at=midnight),
+            make_running_family(job={"cost": Cost(12, "credits"), "status": Status.EXPIRED}, model=None, provider="oxen", created_at=NOW),
+            make_running_family(job={"cost": Cost(99, "USD"), "status": Status.FAILED}, created_at=NOW),
+            make_running_family(job={"cost": Cost(99, "USD"), "status": Status.CANCELLED}, created_at=NOW),
+            make_running_family(created_at=NOW - 400 * DAY),
+        )
+
+        async def sums(*by, **filter):
+            found = await store.add_up_costs(JobFilter(**filter), by, 10)
+            return {(*each.group, each.unit): (each.amount, each.jobs) for each in found}
+
+        assert await sums("provider", "model") == {("elkapi", "elk-1", "USD"): (0.5, 3), ("oxen", None, "credits"): (12, 1)}
+        assert await sums("day") == {("2026-06-30", "USD"): (0.1, 1), ("2026-07-01", "USD"): (0.4, 2), ("2026-07-01", "credits"): (12, 1)}
+        assert await sums("metadata.team") == {('a "blue" one', "USD"): (0.4, 2), ("red", "USD"): (0.1, 1), (None, "credits"): (12, 1)}
+        assert await sums("metadata.$.team", provider="elkapi") == {("1", "USD"): (0.4, 2), (None, "USD"): (0.1, 1)}
+        assert await sums("operation", "media", created_after=midnight) == {
+            ("default", "image", "credits"): (12, 1),
+            ("default", "image", "USD"): (0.4, 2),
+        }
+        assert await sums("model", created_before=midnight, model="elk-1") == {("elk-1", "USD"): (0.1, 1)}
+        assert await sums("provider", metadata={"team": "red"}) == {("elkapi", "USD"): (0.1, 1)}
+        ordered = await store.add_up_costs(JobFilter(), ("day",), 3)
+        assert [each.amount for each in ordered] == [12, 0.4, 0.1]
+        assert await store.add_up_costs(JobFilter(), ("day",), 2) is None, "there would be more"
+
     async def test_a_key_that_was_used_is_known(self, store):
         await seed(store, make_family(api_key_id="a", idempotency_key="order-1"))
         assert await store.has_submission("a", "order-1")
