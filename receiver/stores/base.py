@@ -304,22 +304,18 @@ class Deliveries(Protocol):
         replayed wait for nothing and hold nothing back. No two callers get the same."""
         ...
 
-    async def finish_delivery(
-        self, delivery: Delivery, emitted: Sequence[tuple[Event, Sequence[Delivery]]] = (), stored: Mapping[int, Any] | None = None
-    ) -> bool:
-        """Write the state after a run (done, retrying or dead) if this node still holds the claim; with it the
-        events that the handler emitted (one whose id exists is left out; `sequence` is given by the store as the job's next)
-        and what it stored, by output index (`model.Stored`). Emits and stored change the job's row without a version conflict."""
+    async def finish_delivery(self, delivery: Delivery) -> bool:
+        """Write the state after a run (done, retrying or dead) if this node still holds the claim."""
         ...
 
     async def emit(self, event: Event, deliveries: Sequence[Delivery]) -> bool:
         """Write an event that no settlement makes (about ourselves, or emitted by a handler), with its deliveries. The store
-        gives `sequence`,
-        the job's next, and puts it into event and deliveries. False, and nothing written, when the id exists."""
+        gives `sequence`, the job's next, and puts it into event and deliveries; the submission's version stays. False, and nothing
+        written, when the id exists."""
         ...
 
     async def record_stored(self, job_id: str, index: int, stored: Any, at: datetime) -> bool:
-        """Put a `model.Stored` on an output of a job. False when there is no such job or output."""
+        """Put a `model.Stored` on an output of a job; the submission's version stays. False when there is no such job or output."""
         ...
 
     async def release_deliveries(self, delivery_ids: Sequence[str]) -> None:

@@ -42,16 +42,6 @@ _FINISH = (
 )
 
 
-class _Ended(NamedTuple):
-    delivery: Delivery
-    emitted: Sequence[tuple[Event, Sequence[Delivery]]]
-    stored: Mapping[int, Stored]
-
-    @property
-    def touches_its_job(self) -> bool:
-        return self.delivery.state is not DeliveryState.RETRYING or bool(self.emitted or self.stored)
-
-
 @each("claiming")
 async def _claim(tx: Tx, asked: tuple[datetime, Mapping[str, int]]) -> list[tuple[Delivery, Event]]:
     now, room = tx.to_db(asked[0]), {handler: most for handler, most in asked[1].items() if most > 0}
@@ -66,24 +56,16 @@ async def _claim(tx: Tx, asked: tuple[datetime, Mapping[str, int]]) -> list[tupl
 
 
 @work("delivering")
-async def _finish(tx: Tx, asked: Sequence[_Ended]) -> list[bool]:
+async def _finish(tx: Tx, asked: Sequence[Delivery]) -> list[bool]:
     first: dict[str, int] = {}  # only the first end of a run counts
-    for nth, ended in enumerate(asked, 1):
-        first.setdefault(ended.delivery.id, nth)
-    jobs = {ended.delivery.job_id for ended in asked if ended.touches_its_job}
-    await lock_jobs(tx, jobs | {event.subject for ended in asked for event, _ in ended.emitted})
-    arrays = DELIVERY_TABLE.arrays([ended.delivery for ended in asked], tx.shift)
+    for nth, delivery in enumerate(asked, 1):
+        first.setdefault(delivery.id, nth)
+    await lock_jobs(tx, {delivery.job_id for delivery in asked if delivery.state is not DeliveryState.RETRYING})
+    arrays = DELIVERY_TABLE.arrays(asked, tx.shift)
     written = {row[0] for row in await tx.change(_FINISH, *(_pick(column, first.values()) for column in arrays), tx.node)}
     won = [nth for row, nth in enumerate(first.values(), 1) if row in written]
     ends = [asked[nth - 1] for nth in won]
-    await free_followers(
-        tx, [(end.delivery.job_id, end.delivery.handler) for end in ends if end.delivery.state is not DeliveryState.RETRYING]
-    )
-    for end in ends:
-        for event, deliveries in end.emitted:
-            await write_emitted(tx, event, deliveries)
-        if end.stored and end.delivery.job_id is not None:
-            await write_stored(tx, end.delivery.job_id, end.stored, end.delivery.updated_at)
+    await free_followers(tx, [(end.job_id, end.handler) for end in ends if end.state is not DeliveryState.RETRYING])
     return [nth in won for nth in range(1, len(asked) + 1)]
 
 
@@ -151,13 +133,8 @@ class DeliveriesPart(Access):
     async def claim_deliveries(self, now: datetime, room: Mapping[str, int]) -> list[tuple[Delivery, Event]]:
         return await self.write(_claim, (now, dict(room)), undo=lambda claimed: (_release, [delivery.id for delivery, _ in claimed]))
 
-    async def finish_delivery(
-        self,
-        delivery: Delivery,
-        emitted: Sequence[tuple[Event, Sequence[Delivery]]] = (),
-        stored: Mapping[int, Any] | None = None,
-    ) -> bool:
-        return await self.write(_finish, _Ended(delivery, emitted, stored or {}))
+    async def finish_delivery(self, delivery: Delivery) -> bool:
+        return await self.write(_finish, delivery)
 
     async def emit(self, event: Event, deliveries: Sequence[Delivery]) -> bool:
         return await self.write(_emit, (event, deliveries))

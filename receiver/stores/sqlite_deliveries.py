@@ -85,8 +85,7 @@ def _claim(tx: Tx, asked: tuple[datetime, Mapping[str, int]]) -> list[tuple[Deli
 
 
 @one_by_one
-def _finish(tx: Tx, asked: tuple[Delivery, Sequence[tuple[Event, Sequence[Delivery]]], Mapping[int, Stored]]) -> bool:
-    delivery, emitted, stored = asked
+def _finish(tx: Tx, delivery: Delivery) -> bool:
     written = tx.db.execute(
         "UPDATE deliveries SET state = ?, attempts = ?, next_attempt_at = ?, last_error = ?, updated_at = ?, urgent_at = ?, stage = ?,"
         " claimed_by = NULL WHERE id = ? AND state = 'running' AND claimed_by = ?",
@@ -106,10 +105,6 @@ def _finish(tx: Tx, asked: tuple[Delivery, Sequence[tuple[Event, Sequence[Delive
         return False
     if delivery.state is not DeliveryState.RETRYING:
         tx.db.execute(FREE_FOLLOWERS, (delivery.job_id, delivery.handler))
-    for event, deliveries in emitted:
-        write_emitted(tx.db, event, deliveries)
-    if stored and delivery.job_id is not None:
-        write_stored(tx.db, delivery.job_id, stored, delivery.updated_at)
     return True
 
 
@@ -186,13 +181,8 @@ class DeliveriesPart(Access):
     async def claim_deliveries(self, now: datetime, room: Mapping[str, int]) -> list[tuple[Delivery, Event]]:
         return await self.write(_claim, (now, dict(room)), undo=lambda claimed: (_release, [delivery.id for delivery, _ in claimed]))
 
-    async def finish_delivery(
-        self,
-        delivery: Delivery,
-        emitted: Sequence[tuple[Event, Sequence[Delivery]]] = (),
-        stored: Mapping[int, Any] | None = None,
-    ) -> bool:
-        return await self.write(_finish, (delivery, emitted, stored or {}))
+    async def finish_delivery(self, delivery: Delivery) -> bool:
+        return await self.write(_finish, delivery)
 
     async def emit(self, event: Event, deliveries: Sequence[Delivery]) -> bool:
         return await self.write(_emit, (event, deliveries))

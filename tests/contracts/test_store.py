@@ -692,15 +692,14 @@ class TestDeliveries:
             done = await b.read_delivery(delivery.id)
         assert (done.state, done.last_error, done.attempts) == (DeliveryState.DONE, "none", 1)
 
-    async def test_what_a_run_emitted_and_stored_is_written_with_its_end(self, store):
+    async def test_what_a_run_emits_and_stores_is_put_on_its_job_without_a_new_version(self, store):
         job = await self.seed_job(store, outputs=(make_output(), make_output(index=1)), remote_id="r", status=Status.SUCCEEDED)
         await put_event(store, job)
-        ((claimed, _),) = await store.claim_deliveries(NOW, {"archive": 1})
         emitted = make_event(job, "job.stored")
         follow = make_delivery(emitted, "log")
         before = await load(store, make_family_of(job))
-        done = replace(claimed, state=DeliveryState.DONE)
-        assert await store.finish_delivery(done, [(emitted, [follow]), (emitted, [follow])], {1: make_stored()})
+        assert await store.emit(emitted, [follow])
+        assert await store.record_stored(job.id, 1, make_stored(), NOW)
         after = await load(store, make_family_of(job))
         assert after.submission.version == before.submission.version
         assert [output.stored for output in after.jobs[0].outputs] == [None, make_stored()]
