@@ -18,6 +18,7 @@ from receiver.clock import Clock, SystemClock
 from receiver.config import Config, ProviderConfig
 from receiver.counters import Counters
 from receiver.dispatcher import Dispatcher
+from receiver.ending import end
 from receiver.errors import ConfigError, Mistake
 from receiver.handling import Context, Handler, HandlerPlugin, load_handlers
 from receiver.herald import Herald
@@ -178,6 +179,7 @@ class House:
             pulse=Pulse(),
             health=lambda: tuple(loop.health for loop in self._loops.values()),
             is_reachable=lambda: self._probe.is_reachable,
+            public_fault=lambda: self._probe.fault,
         )
 
     # What the passes ask
@@ -238,7 +240,7 @@ class House:
             "dispatch": (self._dispatcher.run_pass, SOON),
         }
         chosen = [(name, *steps[name]) for name in roles if name in steps]
-        if "web" in roles and self._probe.is_needed:
+        if self._probe.is_needed:  # whoever settles or polls has to know, too
             chosen.append(("probe", self._probe.run_pass, PROBE_AGAIN))
         return [*chosen, ("sweep", self._sweeper.run_pass, SECOND)]
 
@@ -283,12 +285,7 @@ class House:
         await self._streams.close()
         await asyncio.gather(*(crew.finish(GRACE) for crew in (self._submitter.crew, self._poller.crew, self._dispatcher.crew)))
         await asyncio.wait(tasks, timeout=1)
-        await asyncio.gather(*(end(task) for task in tasks))
-
-
-async def end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait({task}, timeout=5)
+        await end(*tasks)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import structlog
 
 from receiver.backoff import full_jitter
 from receiver.clock import Clock
+from receiver.ending import end
 from receiver.errors import Unavailable
 
 T = TypeVar("T")
@@ -55,10 +56,7 @@ class Crew:
         """Let running work end, for so long; then cut it off."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace.total_seconds())
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5)
+        await end(*self._tasks)
 
 
 async def until_stored(write: Callable[[], Awaitable[T]], clock: Clock) -> T:

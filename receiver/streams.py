@@ -13,6 +13,7 @@ import structlog
 from receiver.backoff import full_jitter
 from receiver.clock import Clock
 from receiver.crew import until_stored
+from receiver.ending import end
 from receiver.errors import Unavailable, Unreadable
 from receiver.model import Answer, Channel, Family, Outcome, Update
 from receiver.net import ProviderClient, ServerEvent
@@ -117,9 +118,7 @@ class Streams:
     async def _close(self, name: str) -> None:
         task = self._tasks.pop(name, None)
         if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end(task)
 
     async def close(self) -> None:
         names: Sequence[str] = list(self._tasks)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VALUES = {"model", "errors", "ids", "clock", "backoff", "units", "keys", "receiver"}
+VALUES = {"model", "errors", "ids", "clock", "backoff", "units", "ending", "keys", "receiver"}
 SPECS = VALUES | {"config", "config_tables", "providers"}
 READS = SPECS | {"normalize"}
 DECIDES = READS | {"rules", "routing", "pacing", "learning", "adoption", "masking", "tokens"}
@@ -19,6 +19,7 @@ MAY = {
     "keys": set(),
     "errors": set(),
     "clock": set(),
+    "ending": set(),
     "units": VALUES,
     "ids": {"model"},
     "backoff": {"model"},
@@ -41,7 +42,7 @@ MAY = {
     "streams": PASSES,
     "dispatcher": PASSES,
     "sweeper": PASSES,
-    "web": PASSES | {"web", "addresses", "commands", "inbox", "pulse", "loop", "probe"},
+    "web": PASSES | {"web", "addresses", "commands", "inbox", "pulse", "loop", "probing"},
     "simulator": VALUES | {"simulator", "net"},
 }
 HOMES = {
@@ -55,6 +56,7 @@ HOMES = {
     "cryptography": {"providers", "jwks", "simulator"},
     "click": {"cli", "__main__"},
     "rich": {"cli"},
+    "markdown_it": {"web"},
 }
 
 

@@ -14,8 +14,8 @@ import asyncpg
 import structlog
 
 from receiver.clock import Clock
+from receiver.ending import finish
 from receiver.errors import ConfigError, Mistake
-from receiver.stores.closing import finish
 from receiver.stores.migrate import load_migrations
 from receiver.stores.postgres_access import POOL, STATEMENT_SECONDS, keep_session, translate
 from receiver.stores.postgres_changes import LOOK_EVERY, Changes

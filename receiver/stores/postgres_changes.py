@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from receiver.ending import end
 from receiver.errors import StoreUnavailable
 from receiver.stores.postgres_access import translate
 
@@ -52,10 +53,7 @@ class Changes:
         self._tasks.append(asyncio.create_task(self._tell(), name="store-teller"))
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end(*self._tasks)
         if self._to_tell.is_set():  # what we gave back can be taken at once
             with suppress(StoreUnavailable):
                 await self._tell_once(TELL)

@@ -8,6 +8,7 @@ import secrets
 
 import structlog
 
+from receiver.ending import end
 from receiver.errors import ReceiverError
 from receiver.stores.postgres_access import Access, Tx, each
 from receiver.stores.postgres_outbox import READY
@@ -79,8 +80,7 @@ class NodesPart(Access):
     async def leave(self) -> None:
         """The last thing that a node writes. If it cannot, it is found dead after a while."""
         if self._heart is not None:
-            self._heart.cancel()
-            await asyncio.wait([self._heart])
+            await end(self._heart)
         try:
             await self.write_last(_leave)
         except ReceiverError as error:

@@ -11,8 +11,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
+from receiver.ending import finish
 from receiver.errors import ConfigError, Mistake
-from receiver.stores.closing import finish
 from receiver.stores.migrate import load_migrations, migrate_sqlite
 from receiver.stores.sqlite_access import READERS, Connection, FileLock, close_connection, connect, primary_code, translate
 from receiver.stores.sqlite_deliveries import DeliveriesPart
