@@ -78,16 +78,22 @@ class Pooler:
         if asked is None:
             return False
         server_reader, server_writer = await self._sessions.get()
-        is_meant = is_lost = False
-        while asked is not None:
-            server_writer.write(asked)
-            is_meant |= self.lose_commit_of is not None and self.lose_commit_of in asked
-            is_lost = is_meant and asked == pack(b"Q", b"COMMIT\0")
-            ends = FLUSHED if asked.endswith(pack(b"H", b"")) else READY
-            if await forward(server_reader, None if is_lost else writer, ends) == (b"Z", b"I"):
-                break
-            asked = await read_request(reader)
-        await self._sessions.put((server_reader, server_writer))
+        is_meant = is_lost = is_over = False
+        try:
+            while asked is not None and not is_over:
+                server_writer.write(asked)
+                is_meant |= self.lose_commit_of is not None and self.lose_commit_of in asked
+                is_lost = is_meant and asked == pack(b"Q", b"COMMIT\0")
+                ends = FLUSHED if asked.endswith(pack(b"H", b"")) else READY
+                is_over = await forward(server_reader, None if is_lost else writer, ends) == (b"Z", b"I")
+                if not is_over:
+                    asked = await read_request(reader)
+        finally:  # a client that went away in the middle must not take the session with it
+            if is_over:
+                await self._sessions.put((server_reader, server_writer))
+            else:
+                server_writer.close()
+                await self.open_session()
         if is_lost:
             self.lose_commit_of = None
         return not is_lost

@@ -62,6 +62,11 @@ def callback_of(sim, number=0):
     return entry.callback_url, {"id": entry.job_ids[0], "status": "completed"}
 
 
+async def has_ended(sim, count=1):
+    """The provider is done with so many jobs: only then are its callbacks the truth."""
+    await until(lambda: sum(job.state == "succeeded" for job in sim.simulator.ledger.jobs) == count)
+
+
 async def call_back(house, sim, number=0):
     url, body = callback_of(sim, number)
     return await house.api.post(url, json=body | {"padding": "x" * 20_000})
@@ -82,7 +87,7 @@ async def test_on_a_full_disk_callbacks_are_refused_and_it_recovers_by_itself(si
     with small_disk(tmp_path / "disk") as disk:
         async with open_house(sim, tmp_path, database=disk / "receiver.db", polling=SLOW) as house, house.serve(fork=True) as server:
             orders = await house.submit_all([("elkapi", "a boat", {})])
-            await until(lambda: sim.simulator.ledger.submits)
+            await has_ended(sim)
             ballast = disk / "ballast"
             fill(ballast)
             refused = await until(lambda: is_refused(house, sim), tell=server.tail)
@@ -93,7 +98,7 @@ async def test_on_a_full_disk_callbacks_are_refused_and_it_recovers_by_itself(si
             ballast.unlink()
             await until(lambda: is_kept(house, sim), tell=server.tail)
             orders |= await house.submit_all([("elkapi", "another boat", {})])
-            await until(lambda: len(sim.simulator.ledger.submits) == 2)
+            await has_ended(sim, 2)
             await until(lambda: is_kept(house, sim, 1))
             await until(Operator(house).sees_all_home, tell=server.tail)
             await until(lambda: is_ready(house))
@@ -114,7 +119,7 @@ async def test_with_a_file_that_cannot_grow_callbacks_are_refused_and_it_recover
     sim.simulator.plan("elkapi", QUIET)
     async with open_house(sim, tmp_path, polling=SLOW) as house, house.serve(fork=True) as server:
         orders = await house.submit_all([("elkapi", "a boat", {})])
-        await until(lambda: sim.simulator.ledger.submits)
+        await has_ended(sim)
         before = resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         refused = await until(lambda: is_refused(house, sim), tell=server.tail)
         assert int(refused.headers["retry-after"]) > 0
@@ -130,7 +135,7 @@ async def test_while_another_process_holds_the_lock_nothing_is_acknowledged_and_
     sim.simulator.plan("elkapi", QUIET)
     async with open_house(sim, tmp_path, polling=SLOW) as house, house.serve(fork=True) as server:
         orders = await house.submit_all([("elkapi", "a boat", {})])
-        await until(lambda: sim.simulator.ledger.submits)
+        await has_ended(sim)
         url, body = callback_of(sim)
         with (tmp_path / "receiver.db.lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
