@@ -10,15 +10,19 @@ from receiver.model import to_micros
 
 
 def uuid7(now: datetime) -> uuid.UUID:
-    millis = to_micros(now) // 1000
-    bits = random.getrandbits(74)  # seeded by the system in every process; an id guards nothing, and a system call each is slow
-    high = (millis & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (bits >> 62) << 64
-    return uuid.UUID(int=high | 0b10 << 62 | bits & 0x3FFF_FFFF_FFFF_FFFF)
+    return uuid.UUID(int=_number(now))
 
 
 def make_id(prefix: str, now: datetime) -> str:
     """`make_id("job", now)` → `job_019e…`, 32 hexadecimal digits after the prefix."""
-    return f"{prefix}_{uuid7(now).hex}"
+    return f"{prefix}_{_number(now):032x}"
+
+
+def _number(now: datetime) -> int:
+    millis = to_micros(now) // 1000
+    bits = random.getrandbits(74)  # seeded by the system in every process; an id guards nothing, and a system call each is slow
+    high = (millis & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (bits >> 62) << 64
+    return high | 0b10 << 62 | bits & 0x3FFF_FFFF_FFFF_FFFF
 
 
 def derive_id(prefix: str, *parts: str) -> str:

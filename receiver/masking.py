@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote, quote_plus
 
 SHORTEST = 8  # what is shorter would hide ordinary words
@@ -17,13 +17,13 @@ class Masker:
     """Replaces every secret of 8 or more characters by `***`, longest first."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        self._texts = _all_forms(secrets)
+        self._texts = _all_forms(tuple(secrets))
         self._bytes = _encode(self._texts)
 
     def with_token(self, *tokens: str) -> Masker:
         """One that masks these as well, first; cheap enough for every call."""
         more = _all_forms(tokens)
-        masker = Masker()
+        masker = object.__new__(Masker)
         masker._texts = more + self._texts
         masker._bytes = _encode(more) + self._bytes
         return masker
@@ -47,7 +47,9 @@ class Masker:
         return text.removesuffix(cut) + MASK if cut else text
 
 
-def _all_forms(secrets: Iterable[str]) -> tuple[str, ...]:
+def _all_forms(secrets: Sequence[str]) -> tuple[str, ...]:
+    if len(secrets) == 1 and len(secrets[0]) >= SHORTEST and PLAIN.fullmatch(secrets[0]):
+        return tuple(secrets)  # a token, with every callback
     forms = {form for secret in secrets if len(secret) >= SHORTEST for form in _forms(secret)}
     return tuple(sorted(forms, key=lambda form: (-len(form), form)))
 

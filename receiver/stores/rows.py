@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -68,8 +69,9 @@ class Rows(Generic[T]):
         by_name |= {field: BOOL for field in self.fields if field.startswith("is_")}
         by_name |= codecs or {}
         self.codecs = by_name
-        self._encode = [(field, by_name[field][0] if field in by_name else None) for field in self.fields]
-        self._decode = [(field, by_name[field][1] if field in by_name else None) for field in self.fields]
+        self._read = attrgetter(*self.fields)
+        self._encode = [(index, by_name[field][0]) for index, field in enumerate(self.fields) if field in by_name]
+        self._decode = [(field, by_name[field][1]) for field in self.fields if field in by_name]
         self.columns = ", ".join(self.fields)
         self.marks = ", ".join("?" * len(self.fields))
 
@@ -81,17 +83,19 @@ class Rows(Generic[T]):
         return ", ".join(f"{field} = excluded.{field}" for field in self.fields if field not in but)
 
     def encode(self, value: T) -> tuple[Any, ...]:
-        row = []
-        for field, encode in self._encode:
-            column = getattr(value, field)
-            row.append(column if encode is None or column is None else encode(column))
+        row = list(self._read(value))
+        for index, encode in self._encode:
+            if row[index] is not None:
+                row[index] = encode(row[index])
         return tuple(row)
 
     def decode(self, row: Sequence[Any], **beside: Any) -> T:
         """`row` begins with the columns of this table, in their order."""
-        for (field, decode), column in zip(self._decode, row, strict=False):
-            beside[field] = column if decode is None or column is None else decode(column)
-        return self.type(**beside)
+        values = dict(zip(self.fields, row, strict=False))
+        for field, decode in self._decode:
+            if values[field] is not None:
+                values[field] = decode(values[field])
+        return self.type(**values, **beside)
 
 
 STRINGS = json_codec(dict[str, str])
@@ -108,6 +112,7 @@ JOBS = Rows(
         "finished_by": enum_codec(FinishedBy),
     },
 )
+JOB_KEEPS = ("id", "submission_id", "provider", "metadata", "created_at", "traceparent")  # for ever
 NOTICES = Rows(Notice, {"channel": enum_codec(Channel), "headers": STRINGS, "outcome": enum_codec(Outcome), "status": enum_codec(Status)})
 DELIVERIES = Rows(Delivery, {"state": enum_codec(DeliveryState)})
 POLLS = Rows(Poll, {"cancel": BOOL})
