@@ -1,67 +1,74 @@
-"""Pass: is our own callback route reachable under the public URL? If not, nobody's callback comes home."""
+"""Pass: does what is posted under the public URL arrive here, as it was sent? If not, nobody's callback comes home."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import structlog
 
 from receiver.config import ServerConfig
-from receiver.errors import ProviderFault
 from receiver.herald import Herald
-from receiver.model import Request
 from receiver.net import ProviderClient
+from receiver.probing import Fault, probe
 from receiver.providers.account import Account
 from receiver.stores.base import Store
 from receiver.tokens import Tokens
 
-PROBED = "receiver-probe"  # the provider's place in the path; no account can have this name's token
-TIMEOUT = timedelta(seconds=10)
 PROBE_AGAIN = timedelta(seconds=15)  # after one that failed: what stands in front may only be starting
 PROBE_EVERY = timedelta(minutes=3)
+FRESH = timedelta(hours=1)  # a callback that came within it says more than a probe: not every network leads out and in again
 log = structlog.get_logger("receiver.probe")
 
 
 class Probe:
-    """Calls our own callback route from outside. `is_reachable` is True until a probe has failed."""
+    """Calls our own callback route from outside. `is_reachable` is True until a probe has failed and no callback says otherwise;
+    `fault` is what the last probe found, also where callbacks arrive all the same."""
 
     def __init__(
         self, config: ServerConfig, tokens: Tokens, client: ProviderClient, store: Store, accounts: Mapping[str, Account], herald: Herald
     ) -> None:
         self._herald = herald
-        self._public_url, self._tokens, self._client, self._store, self._accounts = config.public_url, tokens, client, store, accounts
+        self._config, self._tokens, self._client, self._store, self._accounts = config, tokens, client, store, accounts
         self.is_needed = bool(config.public_url and config.probe_public_url)
         self.is_reachable = True
+        self.fault: Fault | None = None
         self._next_at: datetime | None = None
 
     async def run_pass(self, now: datetime) -> bool:
         if self._next_at is not None and now < self._next_at:
             return False
-        was_reachable, self.is_reachable = self.is_reachable, await self._reach()
-        if was_reachable and not self.is_reachable:
-            log.warning("public_url.unreachable", public_url=self._public_url, hint="callbacks cannot come home; jobs are polled instead")
-            await self._herald.tell("callbacks_lost", {"public_url": self._public_url}, now)
-            for account in self._accounts.values():
-                if account.has_callback:
-                    await self._store.poll_now(now, provider=account.name)
-        elif self.is_reachable and not was_reachable:
-            log.info("public_url.reachable", public_url=self._public_url)
-        self._next_at = now + PROBE_EVERY if self.is_reachable else None
+        fault = await probe(self._client, self._tokens, self._config.public_url or "", self._accounts.values(), self._config.max_body_bytes)
+        is_reachable = fault is None or await has_fresh_callback(self._store, now)
+        self._tell(fault, is_reachable)
+        was_reachable, self.is_reachable, self.fault = self.is_reachable, is_reachable, fault
+        self._next_at = now + PROBE_EVERY if fault is None else None
+        if was_reachable and fault is not None and not is_reachable:
+            await self._poll_all(fault, now)
         return False
 
-    async def _reach(self) -> bool:
-        """Whether the one who answers there can prove to be us, by a token that only we can check."""
-        token = self._tokens.make(PROBED, "sub_" + secrets.token_hex(16))
-        request = Request(method="POST", url=f"{self._public_url}/callbacks/{PROBED}/{token}")
-        try:
-            answer = await self._client.send(request, timeout=TIMEOUT, max_bytes=65_536)
-        except ProviderFault:
-            return False
-        return answer.status == 200 and answer.headers.get("receiver-probe") == probe_proof(self._tokens, token)
+    def _tell(self, fault: Fault | None, is_reachable: bool) -> None:
+        """In the log, once for each change."""
+        url = self._config.public_url
+        if fault is None:
+            if self.fault is not None:
+                log.info("public_url.reachable", public_url=url)
+        elif self.fault is None or (self.fault.cause, self.is_reachable) != (fault.cause, is_reachable):
+            effect = "callbacks arrive all the same" if is_reachable else "callbacks cannot come home; jobs are polled instead"
+            event = "public_url.faulty" if is_reachable else "public_url.unreachable"
+            log.warning(event, public_url=url, cause=fault.cause, detail=fault.detail, hint=fault.mend, effect=effect)
+
+    async def _poll_all(self, fault: Fault, now: datetime) -> None:
+        """What is under way counts as overdue."""
+        data = {"public_url": self._config.public_url, "cause": fault.cause.value, "detail": fault.detail}
+        if await self._store.take_lease("public_url.told", now, PROBE_EVERY):  # every process asks, one tells
+            await self._herald.tell("callbacks_lost", data, now)
+        for account in self._accounts.values():
+            if account.has_callback:
+                await self._store.poll_now(now, provider=account.name)
 
 
-def probe_proof(tokens: Tokens, token: str) -> str:
-    """What our own callback route answers to a probe: nobody else can sign it. Unproven for a token that is not ours."""
-    return tokens.make(PROBED + ".proof", tokens.check(PROBED, token))
+async def has_fresh_callback(store: Store, now: datetime) -> bool:
+    """Whether a provider found the way lately."""
+    latest = await store.last_callback_at()
+    return latest is not None and now - latest < FRESH

@@ -12,6 +12,7 @@ from receiver.counters import Counters
 from receiver.inbox import Inbox
 from receiver.loop import LoopHealth
 from receiver.outputs import Outputs
+from receiver.probing import Fault
 from receiver.providers.account import Account
 from receiver.providers.spec import Spec
 from receiver.pulse import Pulse
@@ -48,4 +49,5 @@ class Services:
     counters: Counters
     pulse: Pulse  # beats when the store changed; the loops listen to it
     health: Callable[[], tuple[LoopHealth, ...]]
-    is_reachable: Callable[[], bool]  # False: the public URL did not lead here when it was last tried
+    is_reachable: Callable[[], bool]  # False: no callback comes home; the public URL did not lead here when it was last tried
+    public_fault: Callable[[], Fault | None]  # what was found then, also where callbacks arrive all the same

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -17,12 +16,14 @@ from receiver.cli.session import server_address
 from receiver.cli.store import path_of
 from receiver.config import Config
 from receiver.config_values import is_postgres
-from receiver.errors import ProviderFault
+from receiver.errors import ConfigError, ProviderFault, Unavailable
 from receiver.handling import is_web_address
 from receiver.model import Answer, Request
 from receiver.net import ProviderClient
-from receiver.probe import PROBED, probe_proof
+from receiver.probe import has_fresh_callback
+from receiver.probing import probe
 from receiver.providers.account import Account
+from receiver.stores import open_store
 from receiver.tokens import Tokens
 
 TIMEOUT = timedelta(seconds=10)
@@ -34,7 +35,7 @@ async def check_network(plan: Plan) -> AsyncIterator[Finding]:
     """One finding after the other, in the order of the configuration; the calls run side by side."""
     client = ProviderClient()
     try:
-        works = [check_server(client, plan.config), check_public_url(client, plan.config)]
+        works = [check_server(client, plan.config), check_public_url(client, plan)]
         works += [check_provider(client, account) for account in plan.accounts.values()]
         works += [check_address(plugin.name, url) for plugin in plan.plugins for url in addresses_of(plugin.config.options)]
         tasks = [asyncio.create_task(work) for work in works]
@@ -57,24 +58,34 @@ async def check_server(client: ProviderClient, config: Config) -> list[Finding]:
     return [Finding("fail", "server", f"is not ready at {address}: {detail}", "its log says why; it tries again by itself")]
 
 
-async def check_public_url(client: ProviderClient, config: Config) -> list[Finding]:
-    """Whether who answers there can prove to be the server with our secret."""
+async def check_public_url(client: ProviderClient, plan: Plan) -> list[Finding]:
+    """Whether what is posted there arrives at the server with our secret, as it was sent."""
+    config = plan.config
     url = config.server.public_url
     if url is None:
         return []
     known = secrets_of(config)
     if not known:
         return [Finding("warn", "public URL", "cannot be checked before the first start", "start the server, then ask again")]
-    tokens = Tokens(known)
-    token = tokens.make(PROBED, "sub_" + secrets.token_hex(16))
-    mend = "the address, the tunnel or the proxy in front of the server have to hand /callbacks/… through to it; until then jobs are polled"
+    fault = await probe(client, Tokens(known), url, plan.accounts.values(), config.server.max_body_bytes)
+    if fault is None:
+        return [Finding("ok", "public URL", f"{url} leads to the server, and bodies and headers arrive as they are sent")]
+    if not await receives_callbacks(config):
+        return [Finding("fail", "public URL", fault.detail, f"{fault.mend} Until then jobs are polled.")]
+    if fault.is_proven:
+        return [Finding("warn", "public URL", f"{fault.detail} Callbacks arrive all the same.", fault.mend)]
+    return [Finding("ok", "public URL", f"cannot be tried from here, and callbacks arrive: {fault.detail}")]
+
+
+async def receives_callbacks(config: Config) -> bool:
+    """Whether a callback came within the last hour."""
+    if not is_postgres(config.store.url) and not path_of(config.store.url).exists():
+        return False
     try:
-        answer = await client.send(Request(method="POST", url=f"{url}/callbacks/{PROBED}/{token}"), timeout=TIMEOUT, max_bytes=65_536)
-    except ProviderFault as error:
-        return [Finding("fail", "public URL", str(error), mend)]
-    if answer.status == 200 and answer.headers.get("receiver-probe") == probe_proof(tokens, token):
-        return [Finding("ok", "public URL", f"{url} leads to the server")]
-    return [Finding("fail", "public URL", f"{url} leads to something else: it answered {answer.status} without the server's proof", mend)]
+        async with open_store(config.store.url, listen_url=config.store.listen_url) as store:
+            return await has_fresh_callback(store, datetime.now(UTC))
+    except (ConfigError, Unavailable):
+        return False
 
 
 def secrets_of(config: Config) -> tuple[str, ...]:

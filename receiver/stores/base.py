@@ -381,6 +381,10 @@ class Reading(Protocol):
         """Since when the oldest notice that is kept and not settled waits."""
         ...
 
+    async def last_callback_at(self) -> datetime | None:
+        """When the latest callback came, among the last 10,000 notices."""
+        ...
+
     async def count_overdue(self) -> dict[str, int]:
         """Account → open jobs that are asked about because no news came (polls with `attempts` above 0)."""
         ...

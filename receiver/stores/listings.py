@@ -18,6 +18,10 @@ T = TypeVar("T")
 Statement = tuple[str, list[Any]]
 TIMELINE_ROWS = 1_000  # of each kind
 SET_ASIDE = "outcome IN ('unreadable', 'mismatched', 'waiting', 'refuted', 'orphan')"  # as in the index
+# Among the last ones only: there is no index by channel, and there may be millions of answers to polls.
+LAST_CALLBACK = (
+    "SELECT max(at) FROM (SELECT channel, at FROM notices ORDER BY arrival DESC LIMIT 10000) AS latest WHERE channel = 'callback'"
+)
 
 _parse_place = msgspec.json.Decoder(tuple[int, str]).decode
 

@@ -12,6 +12,7 @@ from receiver.model import Delivery, Event, Job, Notice, from_micros, to_micros
 from receiver.stores.base import MOST_RAW, CostSum, DeliveryFilter, JobFilter, Learned, NoticeFilter, Page, TimelineEntry
 from receiver.stores.costs import Dialect, Sums, select_costs
 from receiver.stores.listings import (
+    LAST_CALLBACK,
     NOTICE_HEADS,
     TIMELINE_ROWS,
     Statement,
@@ -179,6 +180,10 @@ class ReadingPart(Access):
             " (SELECT min(at) FROM notices WHERE outcome IS NULL AND claimed_by IS NOT NULL)"
         )
         return min((from_micros(at - self.clock.shift) for at in (unclaimed, claimed) if at is not None), default=None)
+
+    async def last_callback_at(self) -> datetime | None:
+        ((at,),) = await self._rows(LAST_CALLBACK)
+        return None if at is None else from_micros(at - self.clock.shift)
 
     async def count_overdue(self) -> dict[str, int]:
         rows = await self._rows(

@@ -14,6 +14,7 @@ from receiver.model import Delivery, Event, Job, Notice, from_micros, to_micros
 from receiver.stores.base import MOST_RAW, CostSum, DeliveryFilter, JobFilter, Learned, NoticeFilter, Page, TimelineEntry
 from receiver.stores.costs import DAY, Dialect, Sums, select_costs
 from receiver.stores.listings import (
+    LAST_CALLBACK,
     NOTICE_HEADS,
     TIMELINE_ROWS,
     make_notice_page,
@@ -169,6 +170,10 @@ class ReadingPart(Access):
             ).fetchone()
         )
         return min((from_micros(at) for at in ages if at is not None), default=None)
+
+    async def last_callback_at(self) -> datetime | None:
+        (at,) = await self.read(lambda db: db.execute(LAST_CALLBACK).fetchone())
+        return None if at is None else from_micros(at)
 
     async def count_overdue(self) -> dict[str, int]:
         return await self.read(

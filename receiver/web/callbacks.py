@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from receiver.addresses import parse_networks
 from receiver.errors import BodyOverLimit, NotFound, Overloaded, ReceiverError, TooMany, Unavailable, UnknownProvider, Unproven
-from receiver.probe import PROBED, probe_proof
+from receiver.probing import PROBED, PROOF, make_echo, make_proof
 from receiver.providers.signatures import Presented
 from receiver.services import Services
 from receiver.web.bodies import BODY_TIMEOUT
@@ -132,12 +132,13 @@ class Callbacks:
         if scope["method"] != "POST":
             return self._answer_method(scope, provider, token)
         if provider == PROBED:
-            return self._answer_probe(token)
+            return await self._answer_probe(scope, receive, token)
         inbox = self._services.inbox
         submission_id = inbox.prove(provider, token)
         headers = read_headers(scope)
         try:
             room = self._room if token is not None else self._unproven_room
+            await self._headroom.take_notice()
             body = await self._read_body(receive, headers.get("content-length", ""), room)
         except BodyOverLimit:
             await inbox.poll_instead(provider, submission_id)
@@ -147,9 +148,12 @@ class Callbacks:
         await inbox.keep(provider, token, submission_id, headers, body)
         return None
 
-    def _answer_probe(self, token: str | None) -> Response:
-        """Our own question, asked from outside: is it we who answer under the public URL? Nothing is kept."""
-        return Response(KEPT, headers={"Receiver-Probe": probe_proof(self._services.tokens, token or "")}, media_type="application/json")
+    async def _answer_probe(self, scope: Scope, receive: Receive, token: str | None) -> Response:
+        """Our own question, asked from outside: is it we who answer under the public URL, and what arrived? Nothing is kept."""
+        proof = make_proof(self._services.tokens, token or "")
+        headers = read_headers(scope)
+        body = await self._read_body(receive, headers.get("content-length", ""), self._room)
+        return Response(make_echo(proof, headers, body), headers={PROOF: proof}, media_type="application/json")
 
     def _answer_method(self, scope: Scope, provider: str, token: str | None) -> Response:
         """405, or the handshake of CloudEvents where the spec asks for it."""
@@ -166,7 +170,6 @@ class Callbacks:
 
     async def _read_body(self, receive: Receive, announced: str, room: Room) -> bytes:
         """The body, in memory up to the limit of one and within the room for all."""
-        await self._headroom.take_notice()
         if announced.isdecimal() and (len(announced) > 18 or int(announced) > self._limit):
             raise BodyOverLimit(f"The body is over {self._limit} bytes.")
         chunks: list[bytes] = []

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from receiver import __version__
 from receiver.counters import DURATIONS, LAGS, MILLISECONDS, bucket
 from receiver.model import DeliveryState, FinishedBy, Status
+from receiver.probing import Cause
 from receiver.providers.account import Account
 from receiver.services import Services
 from receiver.web.headroom import DISK, INBOX
@@ -140,10 +141,13 @@ async def health(services: Services) -> list[Metric]:
     breakers = await services.store.read_breakers()
     failures = {(name,): breakers[name].failures if name in breakers else 0 for name in {*services.accounts, *breakers}}
     loops = {(loop.name,): loop.failures for loop in services.health()}
+    fault = services.public_fault()
+    faults = {(cause.value,): fault is not None and fault.cause is cause for cause in Cause}
     return [
         gauge("receiver_provider_failures", "Calls in a row that failed.", ("provider",), failures),
         gauge("receiver_loop_failures", "Passes in a row that failed.", ("loop",), loops),
-        gauge("receiver_public_url_reachable", "0 when the public URL did not lead here.", (), {(): services.is_reachable()}),
+        gauge("receiver_public_url_reachable", "0 when no callback comes home by the public URL.", (), {(): services.is_reachable()}),
+        gauge("receiver_public_url_fault", "1 for what our own request by the public URL met.", ("cause",), faults),
     ]
 
 

@@ -84,10 +84,16 @@ async def find_troubles(
 
 
 def public_url_troubles(services: Services) -> Iterator[Trouble]:
-    server = services.config.server
+    server, fault = services.config.server, services.public_fault()
+    said = f"{fault.detail} {fault.mend}" if fault else ""
     if not services.is_reachable():
-        detail = f"{server.public_url} does not lead here, so no callback comes home; jobs are polled instead. Try receiver doctor."
+        detail = f"No callback comes home by {server.public_url}; jobs are polled instead. {said}"
         yield Trouble("bad", "The public URL is not reachable", detail)
+    elif fault is not None and fault.is_proven:
+        yield Trouble("warn", "Not every callback may come home", said)
+    elif fault is not None:
+        detail = f"Callbacks arrive, so the way from outside is good. {fault.detail}"
+        yield Trouble("note", "The public URL cannot be tried from here", detail)
     elif server.public_url is None and any(account.has_callback for account in services.accounts.values()):
         yield Trouble("note", "No public URL", "No callback URL is sent to providers, every job is polled: set public_url under [server].")
 

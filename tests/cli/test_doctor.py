@@ -1,6 +1,8 @@
 """What the doctor finds, and that it says how to mend it."""
 
 import json
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -8,10 +10,17 @@ from pathlib import Path
 import pytest
 
 from receiver.cli.checks_local import MIB, check_contents, check_disk, check_sqlite, check_target, nearest_folder
-from receiver.cli.checks_remote import check_address, check_network, skew_of
+from receiver.cli.checks_remote import check_address, check_network, check_public_url, skew_of
 from receiver.config import load
 from receiver.model import Answer
+from receiver.net import ProviderClient
+from receiver.simulator.serving import serve_app
+from receiver.stores import open_store
+from receiver.stores.base import NoticeBound
+from tests.factories import make_notice
 from tests.loopback import free_port, response, say, serve
+from tests.test_probing import Way
+from tests.web.opened import SECRET, open_web
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 500_000, tzinfo=UTC)
 
@@ -144,6 +153,71 @@ async def test_providers_are_called_without_their_key_and_a_foreign_public_url_i
         "clock": "fail",
     }
     assert not any("key-of-mine" in str(seen.headers) for seen in peer.seen)
+
+
+@asynccontextmanager
+async def far_side(tmp_path, change):
+    """A plan whose public URL leads to a proxy before the real server that hands on what `change` makes of a request."""
+    from receiver.app import check
+
+    async with open_web(tmp_path) as web, serve_app(web.app) as upstream:
+        way = Way(upstream, web.tokens)
+
+        async def talk(seen, writer):
+            writer.write(await way.hand_on(change(seen)))
+
+        async with serve(talk) as proxy:
+            text = f"""
+            [server]
+            public_url = "{proxy.url}"
+            secrets = ["{SECRET}"]
+            """
+            yield check(load(text, {}, folder=tmp_path)), web.services.store
+
+
+def rewriting(seen):
+    return replace(seen, body=seen.body.replace(b"\r\n", b"\n"))
+
+
+async def find_public_url(plan):
+    client = ProviderClient()
+    try:
+        [finding] = await check_public_url(client, plan)
+    finally:
+        await client.close()
+    return finding
+
+
+async def test_a_public_url_that_leads_home_unchanged_is_well(tmp_path):
+    async with far_side(tmp_path, lambda seen: seen) as (plan, _):
+        assert (await find_public_url(plan)).state == "ok"
+
+
+async def test_a_proxy_that_rewrites_bodies_is_named_with_its_mending(tmp_path):
+    async with far_side(tmp_path, rewriting) as (plan, store):
+        finding = await find_public_url(plan)
+        assert finding.state == "fail"
+        assert "Bodies are changed on the way" in finding.detail
+        assert "Turn off what changes it in the proxy" in finding.mend
+        await store.keep_notice(make_notice("sub_1", at=datetime.now(UTC)), NoticeBound())
+        finding = await find_public_url(plan)
+        assert (finding.state, "Callbacks arrive all the same" in finding.detail) == ("warn", True)
+
+
+async def test_where_callbacks_arrive_a_probe_that_cannot_get_out_is_no_failure(tmp_path):
+    from receiver.app import check
+
+    text = f"""
+    [server]
+    public_url = "http://127.0.0.1:{free_port()}"
+    secrets = ["{SECRET}"]
+    """
+    plan = check(load(text, {}, folder=tmp_path))
+    assert (await find_public_url(plan)).state == "fail"
+    async with open_store(plan.config.store.url) as store:
+        await store.keep_notice(make_notice("sub_1", at=datetime.now(UTC)), NoticeBound())
+    finding = await find_public_url(plan)
+    assert (finding.state, "cannot be tried from here" in finding.detail) == ("ok", True)
 
 
 class Counts:

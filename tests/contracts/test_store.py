@@ -985,6 +985,13 @@ class TestReading:
         await store.set_aside_notices([NoticeOutcome(id=first.id, outcome=Outcome.ORPHAN)])
         assert await store.inbox_oldest() == second.at
 
+    async def test_the_latest_callback_is_known_among_other_notices(self, store):
+        assert await store.last_callback_at() is None
+        poll = make_notice(None, channel=Channel.POLL, at=NOW + seconds(5))
+        for notice in (make_notice("sub_1", at=NOW - seconds(9)), make_notice("sub_2"), poll):
+            await store.keep_notice(notice, BOUND)
+        assert await store.last_callback_at() == NOW
+
     async def test_jobs_that_are_asked_about_for_want_of_news_are_counted(self, store):
         silent, fresh, ended = make_running_family(), make_running_family(), make_running_family(job={"status": Status.EXPIRED})
         await seed(store, silent, fresh, ended)

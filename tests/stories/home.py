@@ -71,15 +71,25 @@ class Home:
 
 
 def make_config(
-    sim: Served, folder: Path, port: int, *, public: bool = True, more: str = "", providers: str = "", polling: str = "", store: str = ""
+    sim: Served,
+    folder: Path,
+    port: int,
+    *,
+    public: bool = True,
+    url: str = "",
+    more: str = "",
+    providers: str = "",
+    polling: str = "",
+    store: str = "",
 ) -> str:
-    """`store` is the URL of a database that several installations share; without it there is a file in the folder."""
+    """`store` is the URL of a database that several installations share; without it there is a file in the folder. `url` is a public
+    URL that may lead elsewhere, and is tried."""
     accounts = "\n".join(
         f'[providers.{name}]\napi_key = "key-of-{name}"\nbase_url = "{sim.base_url(name)}"'
         for name in ("huzz", "elkapi", "oxen", "pixazo", "hoox")
         if f"[providers.{name}]" not in providers
     )
-    public_url = f'public_url = "http://127.0.0.1:{port}"\nprobe_public_url = false' if public else ""
+    public_url = f'public_url = "{url or f"http://127.0.0.1:{port}"}"\nprobe_public_url = {str(bool(url)).lower()}' if public else ""
     return f"""
 [server]
 port = {port}

@@ -9,7 +9,7 @@ import pytest
 
 from receiver.errors import StoreUnavailable
 from receiver.model import Notice
-from receiver.probe import PROBED, probe_proof
+from receiver.probing import PROBED, make_proof
 from receiver.web import callbacks
 from tests.web.opened import Web, open_web
 
@@ -224,7 +224,7 @@ async def test_callbacks_are_taken_with_keys_and_below_the_path_of_the_public_ur
 async def test_our_own_probe_is_answered_by_a_proof_and_leaves_nothing(web: Web):
     token = web.tokens.make(PROBED, "sub_" + "5" * 32)
     answer = await web.client.post(f"/callbacks/{PROBED}/{token}")
-    assert (answer.status_code, answer.headers["receiver-probe"]) == (200, probe_proof(web.tokens, token))
+    assert (answer.status_code, answer.headers["receiver-probe"]) == (200, make_proof(web.tokens, token))
     assert await notices_of(web) == ()
     assert (await web.client.post(web.callback_path("sub_" + "5" * 32).replace("elkapi", PROBED))).status_code == 401
     assert (await web.client.post(f"/callbacks/{PROBED}")).status_code == 401

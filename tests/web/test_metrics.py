@@ -99,6 +99,7 @@ async def test_counts_are_there_before_anything_happened(web: Web):
         assert found["receiver_polls_total", outcome, "pixazo"] == 0
     assert found["receiver_cost_today", "pixazo"] == 0
     assert found["receiver_public_url_reachable",] == 1
+    assert found["receiver_public_url_fault", "rewritten"] == 0
     assert found["receiver_job_seconds_bucket", "+Inf", "pixazo"] == 0
 
 

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from receiver.model import Channel, DeliveryState, JobError, Outcome, Output, Status, Update
+from receiver.probing import Cause, Fault
 from receiver.rules import apply_update
 from receiver.stores.base import Breaker, DeliveryFilter, NoticeBound
 from receiver.web.pages_frame import STATIC, show_span, static_marks
@@ -181,8 +182,21 @@ async def test_the_overview_tells_first_what_needs_a_person(web: Web):
 
 
 async def test_the_overview_tells_when_the_public_url_leads_elsewhere(web: Web):
-    web.app.state.services = replace(web.services, is_reachable=lambda: False)
-    assert "The public URL is not reachable" in await read(web, "/")
+    fault = Fault(Cause.REWRITTEN, "Bodies are changed on the way.", "Turn it off.", is_proven=True)
+    web.app.state.services = replace(web.services, is_reachable=lambda: False, public_fault=lambda: fault)
+    page = await read(web, "/")
+    for words in ["The public URL is not reachable", "jobs are polled instead", "Bodies are changed on the way. Turn it off."]:
+        assert words in page
+
+
+@pytest.mark.parametrize(("is_proven", "words"), [(True, "Not every callback may come home"), (False, "cannot be tried from here")])
+async def test_the_overview_tells_what_the_probe_met_though_callbacks_arrive(web: Web, is_proven: bool, words: str):
+    fault = Fault(Cause.HEADERS, "webhook-id does not arrive.", "Let it pass.", is_proven=is_proven)
+    web.app.state.services = replace(web.services, public_fault=lambda: fault)
+    page = await read(web, "/")
+    assert words in page
+    assert "webhook-id does not arrive." in page
+    assert "not reachable" not in page
 
 
 async def test_the_last_callback_of_a_provider_is_shown(web: Web):
