@@ -240,24 +240,25 @@ async def open_house(
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as api:
         house = House(sim, folder, api, port)
         (folder / f"{RECORDER}.py").write_text(RECORDING)
-        house.file.write_text(configuration(sim, port, database or folder / "receiver.db", polling, storage=storage))
+        address = f'port = {port}\npublic_url = "http://127.0.0.1:{port}"'
+        url = f"sqlite:///{database or folder / 'receiver.db'}"
+        house.file.write_text(configuration(sim, address, url, polling, outputs="outputs" if storage else ""))
         yield house
 
 
-def configuration(sim: Served, port: int, database: Path, polling: str, *, storage: bool) -> str:
+def configuration(sim: Served, server: str, url: str, polling: str, *, outputs: str) -> str:
     limits = 'rate_limit = "100000/m"\nsubmit_attempts = 3'
     accounts = "\n".join(
         f'[providers.{name}]\napi_key = "key-of-{name}"\nbase_url = "{sim.base_url(name)}"\n{limits}' for name in PROVIDERS
     )
     retry = 'retry = {attempts = 100, first = "0.2s", max = "1s"}'
-    archive = f'[[handlers]]\nname = "archive"\nuse = "storage"\nevents = ["job.succeeded"]\n{retry}'
+    archive = f'[[handlers]]\nname = "archive"\nuse = "storage"\nevents = ["job.succeeded"]\n{retry}\noptions = {{path = "{outputs}"}}'
     return f"""
 [server]
-port = {port}
-public_url = "http://127.0.0.1:{port}"
+{server}
 probe_public_url = false
 [store]
-url = "sqlite:///{database}"
+url = "{url}"
 [network]
 allow_private = ["127.0.0.0/8"]
 [polling]
@@ -271,5 +272,5 @@ use = "{RECORDER}:handle"
 events = ["job.*"]
 concurrency = 20
 {retry}
-{archive if storage else ""}
+{archive if outputs else ""}
 """
