@@ -161,7 +161,7 @@ FILE = Answer(
     200,
     "The file, whole.",
     bytes,
-    "application/octet-stream",
+    "*/*",
     {"Content-Disposition": "`inline` for images, video and audio, else `attachment`."},
 )
 
@@ -202,7 +202,7 @@ OPERATIONS = (
         "An output: the stored file, else a redirect to the provider's link.",
         (
             FILE,
-            Answer(206, "The part that `Range` asked for.", bytes, "application/octet-stream"),
+            Answer(206, "The part that `Range` asked for; of several parts `multipart/byteranges`.", bytes, "*/*"),
             Answer(307, "The provider has it.", headers={"Location": "The provider's link."}),
         ),
         headers=(Header("Range", "A part of a stored file."),),

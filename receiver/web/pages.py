@@ -51,7 +51,7 @@ OPERATIONS = (
         send_static,
         GROUP,
         "A file that a page needs.",
-        (Answer(200, "The file.", bytes, "text/javascript"),),
+        (Answer(200, "The file.", bytes, "*/*"),),
         None,
         is_open=True,
     ),
