@@ -11,6 +11,7 @@ from receiver.client.blocking import SyncClient
 from receiver.client.calls import FINAL, Client, Pause
 from receiver.client.documents import (
     Cost,
+    CostSum,
     Delivery,
     DeliveryPage,
     Event,
@@ -30,6 +31,7 @@ __all__ = [
     "ApiError",
     "Client",
     "Cost",
+    "CostSum",
     "Delivery",
     "DeliveryPage",
     "Event",

@@ -43,6 +43,7 @@ class SyncClient:
     job = _sync(Client.job)
     wait = _sync(Client.wait)
     jobs = _sync(Client.jobs)
+    costs = _sync(Client.costs)
     timeline = _sync(Client.timeline)
     cancel = _sync(Client.cancel)
     poll = _sync(Client.poll)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from time import monotonic
 from types import TracebackType
@@ -17,6 +17,7 @@ from httpx_sse import EventSource, SSEError
 
 from receiver import __version__
 from receiver.client.documents import (
+    CostSum,
     Delivery,
     DeliveryPage,
     Event,
@@ -147,6 +148,22 @@ class Client:
             cursor = page["next_cursor"]
             if cursor is None:
                 return
+
+    async def costs(
+        self,
+        *,
+        by: Sequence[str] = ("provider", "model"),
+        provider: str | None = None,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+    ) -> list[CostSum]:
+        """What jobs cost, added up by `provider`, `model`, `day`, `operation`, `media` or `metadata.KEY`; the largest first."""
+        query = {"by": ",".join(by), "provider": provider, "model": model}
+        query |= {f"metadata.{key}": value for key, value in (metadata or {}).items()}
+        query |= {"created_after": _time(created_after), "created_before": _time(created_before)}
+        return (await self._call(dict[str, list[CostSum]], "GET", "/v1/costs", query=query))["costs"]
 
     async def timeline(self, job_id: str, *, raw: bool = True) -> Timeline:
         """Every call, notice, event and delivery of the job, in order; `raw` puts in the bodies of notices."""

@@ -76,6 +76,15 @@ class JobPage(TypedDict):
     next_cursor: str | None
 
 
+class CostSum(TypedDict):
+    """What the jobs of one group cost together; `group` has what was asked for, None where a job has none."""
+
+    group: dict[str, str | None]
+    unit: str
+    amount: float
+    jobs: int
+
+
 class Timeline(TypedDict):
     """Every call, notice, event and delivery of a job, in order; each entry has `at`, `kind` and `id`."""
 

@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver.services import Services
-from receiver.web import callbacks, deliveries, events, health, jobs, notices, pages, providers
+from receiver.web import callbacks, costs, deliveries, events, health, jobs, notices, pages, providers
 from receiver.web.brakes import Brakes
 from receiver.web.callbacks import Callbacks
 from receiver.web.guard import Guard
@@ -20,12 +20,14 @@ from receiver.web.health import StoreCheck
 from receiver.web.keyring import Keyring
 from receiver.web.openapi import build_document
 from receiver.web.operations import Operation, build_routes
+from receiver.web.pages_costs import Ledger
 from receiver.web.problems import EXCEPTION_HANDLERS
 from receiver.web.submitting import Answered
 from receiver.web.waiting import Waiting
 
 OPERATIONS: tuple[Operation, ...] = (
     *jobs.OPERATIONS,
+    *costs.OPERATIONS,
     *events.OPERATIONS,
     *deliveries.OPERATIONS,
     *notices.OPERATIONS,
@@ -88,6 +90,7 @@ def create_app(services: Services, *, lifespan: Any = None) -> Starlette:
     app.state.answered = Answered()
     app.state.brakes = Brakes(services)
     app.state.last_callbacks = {}
+    app.state.ledger = Ledger()
     app.state.store_check = StoreCheck(services.store)
     app.state.openapi = openapi_document
     return app

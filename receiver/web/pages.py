@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from receiver.errors import NotFound
 from receiver.web import (
+    pages_costs,
     pages_deliveries,
     pages_handlers,
     pages_jobs,
@@ -60,6 +61,7 @@ PAGES = (
     *sessions.PAGES,
     *pages_live.PAGES,
     *pages_jobs.PAGES,
+    *pages_costs.PAGES,
     *pages_deliveries.PAGES,
     *pages_notices.PAGES,
     *pages_providers.PAGES,

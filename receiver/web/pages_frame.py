@@ -63,6 +63,7 @@ def templates() -> Environment:
         "span": show_span,
         "bytes": show_bytes,
         "number": lambda count: f"{count:,}".replace(",", "\u202f"),
+        "money": lambda amount: f"{amount.normalize():,f}".replace(",", "\u202f"),
         "json": show_json,
         "path": lambda text: quote(text, safe=""),
         "query": lambda given: urlencode([(key, value) for key, value in given.items() if value]),

@@ -222,6 +222,19 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any]
 
 
+class CostSum(msgspec.Struct, frozen=True, kw_only=True):
+    """What the jobs of one group cost together. `group` has what was asked for in `by`, null where a job has none."""
+
+    group: dict[str, str | None]
+    unit: str
+    amount: float
+    jobs: int
+
+
+class Costs(msgspec.Struct, frozen=True, kw_only=True):
+    costs: list[CostSum]
+
+
 class ProviderOperation(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that a provider can be asked to do. `models` is empty where any model may be named."""
 

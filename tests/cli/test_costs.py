@@ -1,53 +1,51 @@
-"""Adding up what jobs cost."""
+"""What `receiver costs` asks for and shows; what is added up is the store's business."""
 
 import json
 
-import click
-import httpx
 import pytest
 
-from receiver.cli.costs import add_up, read_fields
-from receiver.client import Client
+from tests.loopback import response, serve
 
-
-def job(cost, status="succeeded", **more):
-    known = {"provider": "hoox", "model": "m", "metadata": {}, "created_at": "2026-01-31T23:59:59.000000Z"}
-    return {**known, "status": status, "cost": cost and {"amount": cost[0], "unit": cost[1]}, **more}
-
-
-JOBS = [
-    job((0.1, "USD")),
-    job((0.2, "USD"), created_at="2026-02-01T00:00:00.000000Z"),
-    job((12, "credits"), metadata={"team": "red"}),
-    job((99, "USD"), "failed"),
-    job((99, "USD"), "cancelled"),
-    job((0.7, "USD"), "expired", model=None),
-    job(None),
+SUMS = [
+    {"group": {"model": "m", "metadata.team": "red"}, "unit": "USD", "amount": 0.3, "jobs": 3},
+    {"group": {"model": None, "metadata.team": None}, "unit": "USD", "amount": 1e-05, "jobs": 1},
+    {"group": {"model": "m", "metadata.team": "red"}, "unit": "credits", "amount": 1200.0, "jobs": 1},
 ]
 
 
-async def sums(*fields):
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=json.dumps({"jobs": JOBS, "next_cursor": None})))
-    async with Client("http://receiver.test", transport=transport) as client:
-        found = await add_up(client, fields, {})
-    return {key: (str(each.amount), each.jobs) for key, each in found.items()}
+@pytest.fixture
+async def costs(receiver):
+    """`await costs(sums, "--by", …)`: (the lines that are printed, what the server was asked)."""
+    import asyncio
+
+    async def ask(sums, *words):
+        async def talk(seen, writer):
+            writer.write(response(200, json.dumps({"costs": sums}).encode()))
+
+        async with serve(talk) as peer:
+            result = await asyncio.to_thread(receiver, "costs", "--server", peer.url, *words)
+        assert result.exit_code == 0, result.stderr
+        return result.stdout, peer.seen[0].target
+
+    return ask
 
 
-async def test_tenths_add_up_to_tenths_and_units_are_never_mixed():
-    assert await sums("provider") == {(("hoox",), "USD"): ("1.0", 3), (("hoox",), "credits"): ("12", 1)}
+async def test_sums_are_shown_with_all_their_digits_and_a_total_of_each_unit(costs):
+    shown, asked = await costs(SUMS, "--by", "model, metadata.team", "--provider", "hoox", "--metadata", "user=42", "--since", "2026-01-31")
+    assert [line.split() for line in shown.splitlines()] == [
+        ["MODEL", "METADATA.TEAM", "UNIT", "COST", "JOBS"],
+        ["m", "red", "USD", "0.3", "3"],
+        ["-", "-", "USD", "0.00001", "1"],
+        ["m", "red", "credits", "1200", "1"],
+        ["USD", "in", "all", "0.30001", "4"],
+    ]
+    assert asked.startswith("/v1/costs?by=model%2Cmetadata.team&provider=hoox&metadata.user=42&created_after=2026-01-3")
 
 
-async def test_they_are_grouped_by_what_is_asked_for():
-    assert await sums("model", "day") == {
-        (("m", "2026-01-31"), "USD"): ("0.1", 1),
-        (("m", "2026-02-01"), "USD"): ("0.2", 1),
-        (("m", "2026-01-31"), "credits"): ("12", 1),
-        ((None, "2026-01-31"), "USD"): ("0.7", 1),
-    }
-    assert (("red",), "credits") in await sums("metadata.team")
+async def test_programs_get_one_flat_object_for_each_sum(costs):
+    shown, _ = await costs(SUMS, "--json")
+    assert json.loads(shown)["costs"][0] == {"model": "m", "metadata.team": "red", "unit": "USD", "amount": 0.3, "jobs": 3}
 
 
-@pytest.mark.parametrize("by", ["", "colour", "provider,colour", "metadata."])
-def test_an_unknown_field_is_a_usage_error(by):
-    with pytest.raises(click.BadParameter):
-        read_fields(by)
+async def test_no_costs_are_told_as_such(costs):
+    assert (await costs([]))[0] == ""

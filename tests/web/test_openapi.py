@@ -16,6 +16,7 @@ from tests.web.opened import Web
 PROMISED = """
 POST /v1/jobs
 GET /v1/jobs
+GET /v1/costs
 GET /v1/jobs/{id}
 GET /v1/jobs/{id}/timeline
 GET /v1/jobs/{id}/outputs/{index}

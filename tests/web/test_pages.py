@@ -24,7 +24,7 @@ from tests.web.opened import ELK, Web, open_web
 KEYS = 'public_url = "https://hooks.example.com"\napi_keys = ["first-api-key", "second-api-key"]'
 HTML = {"Accept": "text/html,*/*"}
 SAME = {"Sec-Fetch-Site": "same-origin"}
-PATHS = ("/", "/jobs", "/deliveries", "/notices", "/providers", "/handlers", "/try")
+PATHS = ("/", "/jobs", "/deliveries", "/notices", "/providers", "/handlers", "/costs", "/try")
 
 
 async def read(web: Web, path: str, status: int = 200) -> str:

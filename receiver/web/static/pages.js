@@ -22,49 +22,75 @@ function tellTimes() {
   }
 }
 
-const clock = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
-let chart = null;
+// Charts: each holder has its kind, its series as JSON, and a canvas that outlives what is around it.
+const minute = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const day = new Intl.DateTimeFormat("en", { day: "numeric", month: "short", timeZone: "UTC" });
+const KINDS = {
+  minutes: { step: 60, label: minute, axis: { size: 36, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] }, least: 4 },
+  days: { step: 86400, label: day, axis: { size: 56 }, least: 0, zone: "Etc/UTC" },
+};
+const charts = new Map();
 
-function drawChart() {
-  const holder = document.getElementById("chart");
-  if (!holder || typeof uPlot === "undefined") return;
-  const text = holder.dataset.series;
-  if (chart && chart.text === text) return;
-  const series = JSON.parse(text);
-  if (chart) {
-    chart.plot.setData(series);
-    chart.text = text;
-    return;
-  }
-  const canvas = document.getElementById("canvas");
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const bars = uPlot.paths.bars({ size: [0.7, 40] });
-  const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function makeChart(canvas, kind, series) {
+  const { step, label, axis, least, zone } = KINDS[kind];
+  const paths = uPlot.paths.bars({ size: [0.7, 40] });
+  const look = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
+  const bars = (name) => ({ fill: colour(name), stroke: colour(name), width: 0, paths, points: { show: false } });
   const options = {
     width: canvas.clientWidth || 300,
     height: 180,
     legend: { show: false },
     cursor: { show: false },
-    scales: { y: { range: (_, low, high) => [0, Math.max(high, 4)] } },
-    axes: [{ ...axis, values: (_, moments) => moments.map((at) => clock.format(at * 1000)) }, { ...axis, size: 36, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] }],
-    series: [
-      {},
-      { label: "made", fill: colour("--accent"), stroke: colour("--accent"), width: 0, paths: bars, points: { show: false } },
-      { label: "failed", fill: colour("--bad"), stroke: colour("--bad"), width: 0, paths: bars, points: { show: false } },
-    ],
+    scales: { x: { range: (_, low, high) => [low - step / 2, high + step / 2] }, y: { range: (_, low, high) => [0, Math.max(high * 1.05, least)] } },
+    axes: [{ ...look, incrs: [1, 2, 5, 10, 15, 30, 60, 90].map((count) => count * step), values: (_, moments) => moments.map((at) => label.format(at * 1000)) }, { ...look, ...axis }],
+    series: [{}, bars("--accent"), bars("--bad")].slice(0, series.length),
+    ...(zone && { tzDate: (at) => uPlot.tzDate(new Date(at * 1000), zone) }),
   };
-  chart = { plot: new uPlot(options, series, canvas), text };
-  new ResizeObserver(() => chart.plot.setSize({ width: canvas.clientWidth, height: 180 })).observe(canvas);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    chart.plot.destroy();
-    chart = null;
-    drawChart();
-  });
+  return new uPlot(options, series, canvas);
 }
+
+function drawCharts() {
+  if (typeof uPlot === "undefined") return;
+  for (const [canvas, chart] of charts) {
+    if (canvas.isConnected) continue;
+    chart.watch.disconnect();
+    chart.plot.destroy();
+    charts.delete(canvas);
+  }
+  for (const holder of document.querySelectorAll(".chart[data-series]")) {
+    const canvas = holder.querySelector(".canvas");
+    const text = holder.dataset.series;
+    const chart = charts.get(canvas);
+    if (chart?.text === text) continue;
+    const series = JSON.parse(text);
+    if (chart) {
+      chart.plot.setData(series);
+      chart.text = text;
+      continue;
+    }
+    const made = { plot: makeChart(canvas, holder.dataset.kind, series), text };
+    made.watch = new ResizeObserver(() => made.plot.setSize({ width: canvas.clientWidth, height: 180 }));
+    made.watch.observe(canvas);
+    charts.set(canvas, made);
+  }
+}
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  for (const { plot, watch } of charts.values()) {
+    watch.disconnect();
+    plot.destroy();
+  }
+  charts.clear();
+  drawCharts();
+});
 
 function refresh() {
   tellTimes();
-  drawChart();
+  drawCharts();
 }
 
 // What a person has opened stays open when the page brings itself up to date.
