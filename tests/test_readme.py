@@ -2,26 +2,38 @@
 
 import asyncio
 import io
+import json
 import re
+import shlex
 import tomllib
+import uuid
 from contextlib import AsyncExitStack
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 
+import click
+import httpx
+from click.testing import CliRunner
 from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.app import check
-from receiver.cli.root import COMMANDS
+from receiver.cli.root import COMMANDS, root
 from receiver.client import Client
 from receiver.config import load
+from receiver.model import Status
 from receiver.simulator.serving import serve_app
 from tests.stories.home import make_config, open_home, recorded, recorder
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-ENVIRON = dict.fromkeys(["PIXAZO_API_KEY", "PIXAZO_EU_API_KEY", "HOOX_API_KEY", "RECEIVER_API_KEY", "ACME_API_KEY"], "key-of-the-test")
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+ENVIRON = dict.fromkeys(re.findall(r"\$\{([A-Z_]+)\}", README), "value-of-the-test") | {
+    "SLACK_WEBHOOK_URL": "https://hooks.slack.com/services/T/B/X",
+    "APP_WEBHOOK_SECRET": SECRET,
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -32,14 +44,63 @@ def block(language: str, start: str) -> str:
     return next(text for text in blocks(language) if text.startswith(start))
 
 
+def write_files(folder):
+    """Every block that begins with the name of a file."""
+    for text in blocks(r"\w+"):
+        if named := re.match(r"# ([\w/]+\.\w+)\n", text):
+            file = folder / named[1]
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+
+
 def test_every_block_of_settings_loads(tmp_path):
-    (tmp_path / "quota.py").write_text(block("python", "# quota.py"))
-    (tmp_path / "providers").mkdir()
-    (tmp_path / "providers" / "acme.toml").write_text(block("toml", "# providers/acme.toml"))
+    write_files(tmp_path)
     settings = [text for text in blocks("toml") if not text.startswith("# providers/")]
-    assert len(settings) >= 5
+    assert len(settings) >= 9
     for text in settings:
         check(load(text, ENVIRON, folder=tmp_path))
+
+
+def test_a_provider_of_your_own_reads_what_it_is_shown(tmp_path, monkeypatch):
+    write_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    echo, command = block("sh", "echo ").splitlines()
+    (tmp_path / "body.json").write_text(re.search("'(.*)'", echo)[1])
+    result = CliRunner().invoke(root, shlex.split(command)[1:])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["updates"][0]["status"] == "succeeded"
+
+
+async def test_the_first_handler_is_told(sim, tmp_path):
+    name = f"tell_{uuid.uuid4().hex}"  # a module is imported once
+    (tmp_path / f"{name}.py").write_text(block("python", "# tell.py"))
+    table = block("toml", '[[handlers]]\nname = "tell"').replace('"tell:handle"', f'"{name}:handle"')
+    async with open_home(sim, tmp_path, more=table) as home:
+        (job,) = await home.submit("elkapi", metadata={"user": "42"})
+        await home.final(job["id"])
+        (delivery,) = await home.until(lambda: deliveries(home, "done"))
+    assert delivery["handler"] == "tell"
+
+
+async def test_what_is_stored_is_told_to_the_app(sim, tmp_path, monkeypatch):
+    monkeypatch.setenv("APP_WEBHOOK_SECRET", SECRET)
+    hook = {}
+    exec(block("python", "# hook.py"), hook)
+    recipe = block("toml", '[[handlers]]\nname = "archive"\nuse = "storage"                ')
+    options = tomllib.loads(recipe)["handlers"]
+    assert options[0]["options"]["path"].startswith("s3://")
+    recipe = re.sub(r"(?m)^path = .*$", 'path = "outputs"', re.sub(r"(?m)^region = .*\n", "", recipe))  # the bucket has tests of its own
+    async with serve_app(hook["app"]) as url:
+        recipe = recipe.replace("https://app.example.com", url)
+        async with open_home(sim, tmp_path, more=recipe) as home:
+            (job,) = await home.submit("elkapi")
+            await home.final(job["id"])
+            ((event_id, kept),) = await home.until(lambda: list(hook["seen"].items()))
+            assert event_id.startswith("evt_")
+            assert all(Path(uri.removeprefix("file://")).is_file() for uri in kept)
+            assert re.search(rf"outputs/\d{{4}}/\d{{2}}/{job['id']}-0\.\w+$", kept[0])
+        async with httpx.AsyncClient() as stranger:
+            assert (await stranger.post(f"{url}/receiver", json={"id": "forged"})).status_code == 401
 
 
 async def test_the_worked_handler_does_what_it_says(sim, tmp_path):
@@ -66,7 +127,7 @@ async def test_the_worked_handler_does_what_it_says(sim, tmp_path):
         assert len({key for _, key in told}) == 1
         (nameless,) = await home.submit("elkapi")
         await home.final(nameless["id"])
-        (dead,) = await home.until(lambda: dead_letters(home))
+        (dead,) = await home.until(lambda: deliveries(home, "dead"))
         assert dead["last_error"] == "PermanentError: the job names no user"
 
 
@@ -103,13 +164,48 @@ async def test_the_application_that_mounts_it_runs_as_it_stands(sim, tmp_path, m
             await asyncio.sleep(0.01)
 
 
-async def dead_letters(home):
-    return (await home.api.get("/v1/deliveries", params={"state": "dead"})).json()["deliveries"]
+async def deliveries(home, state):
+    return (await home.api.get("/v1/deliveries", params={"state": state})).json()["deliveries"]
 
 
 def test_every_command_is_named():
     commands = README.split("## Commands")[1].split("## Words")[0]
     assert set(COMMANDS) <= set(re.findall(r"`([a-z-]+)`", commands))
+
+
+def command_lines():
+    """Every call of ours that a block or a sentence shows."""
+    shown = [line for text in blocks("sh") for line in text.splitlines()]
+    shown += re.findall(r"`(receiver [^`\n]+)`", README)
+    for line in shown:
+        for call in re.findall(r"(?:^|\$\()receiver ([a-z][^)#]*)", line.strip()):
+            yield shlex.split(call)
+
+
+def test_every_command_line_would_be_understood():
+    lines = list(command_lines())
+    assert len(lines) > 20
+    for name, *words in lines:
+        command = root.get_command(click.Context(root), name)
+        assert command is not None, name
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= options, [name, *words]
+
+
+def test_every_option_of_a_built_in_handler_is_named():
+    table = README.split("| `use` | what it does | options |\n|---|---|---|\n")[1].split("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\|(.*)\|$", table, re.MULTILINE))
+    built_in = {point.name: point.load() for point in entry_points(group="receiver.handlers")}
+    assert set(rows) == set(built_in)
+    for name, handler in built_in.items():
+        assert set(re.findall(r"`(\w+)`", rows[name])) == set(handler.Options.__struct_fields__), name
+
+
+def test_every_event_is_named():
+    told = set(re.findall(r"`((?:job|receiver)\.\w+)`", README.split("| event | when |")[1].split("\n\n")[0]))
+    assert told == {f"job.{status}" for status in ("submitted", "stored", *Status)} - {"job.submitting", "job.queued"} | {
+        f"receiver.{name}" for name in ("dead_letter", "unconfirmed", "provider_failing", "callbacks_lost")
+    }
 
 
 def test_the_two_lines_stand_on_the_first_screen():

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from receiver.cli.session import KEY_VARIABLE, Session, pass_session
 from receiver.errors import ConfigError, Mistake
 
+if TYPE_CHECKING:
+    from receiver.providers.spec import Spec
+
 DEFAULT = "receiver.toml"
+SIMULATOR = "http://127.0.0.1:8090"  # where `receiver simulate` listens unless it is told otherwise
+OUTPUTS = "outputs"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a provider's table is to hold; `wants` are the environment variables that it is filled from."""
+
+    name: str
+    settings: Mapping[str, Any]
+    wants: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> str:
+        return "\n".join([f"[providers.{self.name}]", *(f"{key} = {json.dumps(value)}" for key, value in self.settings.items()), ""])
 
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), default=DEFAULT)
-@click.option("--public-url", metavar="URL", help="Where providers reach this server; without it every job is polled.")
 @click.option("--provider", "providers", multiple=True, metavar="NAME", help="A provider to use; may be given several times.")
+@click.option("--simulated", is_flag=True, help="The simulator in place of the providers; `receiver simulate` starts it.")
+@click.option("--public-url", metavar="URL", help="Where providers reach this server; without it every job is polled.")
+@click.option("--outputs", metavar="FOLDER", help="Keep the files that jobs make in this folder.")
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
 @pass_session
-def init(_: Session, file: Path, public_url: str | None, providers: tuple[str, ...], force: bool) -> None:
+def init(
+    _: Session, file: Path, providers: tuple[str, ...], simulated: bool, public_url: str | None, outputs: str | None, force: bool
+) -> None:
     """Write a commented configuration to FILE (receiver.toml). It asks only on a terminal, and only what no option has said."""
     from receiver.providers.loader import load_specs, shipped_folder
 
@@ -29,30 +56,49 @@ def init(_: Session, file: Path, public_url: str | None, providers: tuple[str, .
     specs = load_specs()
     known = sorted(specs)
     if sys.stdin.isatty() and sys.stdout.isatty():
-        public_url = public_url or ask_public_url()
         providers = providers or ask_providers(known)
-    wrong = [name for name in providers if name not in known]
-    if wrong:
-        raise click.BadParameter(f"{', '.join(wrong)}: there are {', '.join(known)}", param_hint="--provider")
-    signing = frozenset(name for name in providers if (how := specs[name].signature) is not None and how.jwks is None)
-    text = fill((shipped_folder().parent / DEFAULT).read_text(encoding="utf-8"), check_url(public_url), providers, signing)
+        public_url = public_url or (None if simulated else ask_public_url())
+        outputs = ask_outputs() if outputs is None else outputs
+    providers, public_url = check_providers(providers, known), check_url(public_url)
+    accounts = simulate_accounts(providers) if simulated else [make_account(name, specs[name]) for name in providers]
+    text = fill((shipped_folder().parent / DEFAULT).read_text(encoding="utf-8"), public_url, accounts, outputs, is_simulated=simulated)
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError([Mistake(str(file), "", f"cannot be written: {error.strerror}")]) from None
-    click.echo(f"Wrote {file}.")
-    for line in next_steps(file, public_url, providers, signing):
-        click.echo(line)
+    click.echo(f"Wrote {file}. Next:\n")
+    for line in next_steps(file, public_url, accounts, is_simulated=simulated):
+        click.echo(f"  {line}")
 
 
-def ask_public_url() -> str | None:
-    click.echo("Providers call back where they can reach this server under a public address.")
-    return click.prompt("Public URL (empty: none, every job is polled)", default="", show_default=False) or None
+# Questions
+
+
+def ask(text: str, check: Callable[[str], T], default: str = "") -> T:
+    """The answer once it is right; what was wrong is said before it is asked for again."""
+    return click.prompt(text, default=default, show_default=bool(default), value_proc=lambda answer: check(answer.strip()))
 
 
 def ask_providers(known: list[str]) -> tuple[str, ...]:
-    answer = click.prompt(f"Providers to use, of {', '.join(known)} (empty: none yet)", default="", show_default=False)
-    return tuple(re.split(r"[\s,]+", answer.strip())) if answer.strip() else ()
+    text = f"Providers to use, of {', '.join(known)} (empty: none yet)"
+    return ask(text, lambda answer: check_providers(tuple(re.findall(r"[^\s,]+", answer)), known))
+
+
+def ask_public_url() -> str | None:
+    click.echo("\nProviders call back where they can reach this server under a public address.")
+    return ask("Public URL, like https://hooks.example.com (empty: none, every job is polled)", check_url)
+
+
+def ask_outputs() -> str:
+    click.echo("\nProviders keep what they make for hours or days only.")
+    return ask('Folder to keep it in ("-": do not)', lambda answer: "" if answer == "-" else answer, OUTPUTS)
+
+
+def check_providers(names: tuple[str, ...], known: list[str]) -> tuple[str, ...]:
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        raise click.BadParameter(f"{', '.join(wrong)}: there are {', '.join(known)}", param_hint="--provider")
+    return tuple(dict.fromkeys(names))
 
 
 def check_url(public_url: str | None) -> str | None:
@@ -64,32 +110,54 @@ def check_url(public_url: str | None) -> str | None:
         raise click.BadParameter(str(error), param_hint="--public-url") from None
 
 
-def fill(text: str, public_url: str | None, providers: tuple[str, ...], signing: frozenset[str]) -> str:
-    """The shipped file with what was asked for switched on; the rest stays a comment. `signing` are those that want a secret too."""
+# What is written
+
+
+def make_account(name: str, spec: Spec) -> Account:
+    """Its key from the environment, and its secret too where callbacks are signed with one."""
+    variable = name.upper().replace("-", "_")
+    settings: dict[str, Any] = {"api_key": f"${{{variable}_API_KEY}}"}
+    wants = [f"{variable}_API_KEY"]
+    if spec.signature is not None and spec.signature.jwks is None:
+        settings["callback_secrets"] = [f"${{{variable}_CALLBACK_SECRET}}"]
+        wants.append(f"{variable}_CALLBACK_SECRET")
+    return Account(name, settings, tuple(wants))
+
+
+def simulate_accounts(names: tuple[str, ...]) -> list[Account]:
+    from receiver.simulator import Simulator
+
+    settings = Simulator().settings(SIMULATOR)
+    return [Account(name, {"api_key": "any", **settings[name]}) for name in names or sorted(settings)]
+
+
+def fill(text: str, public_url: str | None, accounts: Sequence[Account], outputs: str | None, *, is_simulated: bool) -> str:
+    """The shipped file with what was asked for switched on; the rest stays a comment."""
     if public_url:
         text = re.sub(r"(?m)^#public_url = .*$", lambda _: f'public_url = "{public_url}"', text, count=1)
         text = re.sub(r"(?m)^#(api_keys = .*)$", r"\1", text, count=1)
-    tables = "\n".join(fill_account(name, is_signing=name in signing) for name in providers)
-    return f"{text.rstrip()}\n\n\n{tables}" if tables else text
+    if is_simulated:
+        text = re.sub(r"(?m)^#allow_private = .*$", 'allow_private = ["127.0.0.0/8"]  # the simulator\'s files', text, count=1)
+    tables = [account.table for account in accounts]
+    if outputs:
+        tables.append(STORAGE.format(path=json.dumps(outputs)))
+    return "\n".join([f"{text.rstrip()}\n\n", *tables]) if tables else text
 
 
-def fill_account(name: str, *, is_signing: bool) -> str:
-    table = f'[providers.{name}]\napi_key = "${{{key_variable(name)}}}"\n'
-    return f'{table}callback_secrets = ["${{{secret_variable(name)}}}"]\n' if is_signing else table
+STORAGE = """[[handlers]]
+name = "archive"
+use = "storage"
+events = ["job.succeeded"]
+timeout = "10m"
+[handlers.options]
+path = {path}
+"""
 
 
-def key_variable(provider: str) -> str:
-    return f"{provider.upper().replace('-', '_')}_API_KEY"
-
-
-def secret_variable(provider: str) -> str:
-    return f"{provider.upper().replace('-', '_')}_CALLBACK_SECRET"
-
-
-def next_steps(file: Path, public_url: str | None, providers: tuple[str, ...], signing: frozenset[str]) -> list[str]:
-    variables = [key_variable(name) for name in providers] + [secret_variable(name) for name in providers if name in signing]
-    variables += [KEY_VARIABLE] if public_url else []
+def next_steps(file: Path, public_url: str | None, accounts: Sequence[Account], *, is_simulated: bool) -> list[str]:
+    """Commands, as they can be typed."""
+    steps = [f"export {name}=…" for account in accounts for name in account.wants]
+    steps += [f"export {KEY_VARIABLE}=$(receiver keys new)"] if public_url else []
+    steps += ["receiver simulate          # in a terminal of its own"] if is_simulated else []
     option = "" if file == Path(DEFAULT) else f" --config {file}"
-    steps = [f"Set {', '.join(variables)} in the environment."] if variables else []
-    steps += ["`receiver keys new` makes an API key."] if public_url else []
-    return [*steps, f"`receiver doctor{option}` says what is missing, `receiver serve{option}` starts the server."]
+    return [*steps, f"receiver doctor{option}            # says what is missing", f"receiver serve{option}"]

@@ -11,6 +11,7 @@ from receiver.errors import NotFound
 from receiver.web import (
     pages_costs,
     pages_deliveries,
+    pages_guide,
     pages_handlers,
     pages_jobs,
     pages_live,
@@ -67,5 +68,6 @@ PAGES = (
     *pages_providers.PAGES,
     *pages_handlers.PAGES,
     *pages_try.PAGES,
+    *pages_guide.PAGES,
 )
 """Not part of the API: what they answer is for eyes, and may look different tomorrow."""

@@ -1,17 +1,9 @@
 """The demo: it tells the truth on both sides, on a terminal and off it."""
 
-import fcntl
 import json
 import os
-import pty
 import re
-import select
 import signal
-import struct
-import subprocess
-import sys
-import termios
-import time
 from datetime import UTC, datetime
 
 import msgspec
@@ -23,8 +15,8 @@ from receiver.simulator.ledger import CallbackEntry, JobEntry, Ledger, OutputEnt
 from receiver.simulator.media import MediaFile
 from receiver.simulator.serving import open_listener
 from tests.cli.running import call, running
+from tests.cli.terminal import BOUND, Terminal
 
-BOUND = 40  # seconds
 SPEED = "3"
 AT = datetime(2026, 5, 1, tzinfo=UTC)
 WAYS = {"oxen": "stream", "huzz": "poll", "pixazo": "poll"}
@@ -73,38 +65,6 @@ def test_its_files_are_in_the_folder_and_its_log_is_no_trouble(told):
     log = [json.loads(line) for line in (folder / "receiver.log").read_text().splitlines()]
     assert {line["level"] for line in log if line["event"] != "submit.unknown"} <= {"info", "warning"}
     assert [line for line in log if line["level"] == "error"] == []
-
-
-class Terminal:
-    """A program on a terminal of 110 × 45."""
-
-    def __init__(self, folder, *words):
-        self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 45, 110, 0, 0))
-        env = {name: value for name, value in os.environ.items() if not name.startswith("RECEIVER_") and name != "NO_COLOR"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "receiver", *words],
-            cwd=folder,
-            env=env | {"TERM": "xterm-256color"},
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-        )
-        os.close(slave)
-        self.text = ""
-
-    def read_until(self, condition):
-        end = time.monotonic() + BOUND
-        while not condition(self.text):
-            readable, _, _ = select.select([self._master], [], [], 0.05)
-            assert time.monotonic() < end, self.text
-            if readable:
-                self.text += os.read(self._master, 65536).decode(errors="replace")
-
-    def close(self):
-        self.process.kill()
-        self.process.wait(BOUND)
-        os.close(self._master)
 
 
 def test_a_broken_file_is_seen_on_the_terminal_and_makes_exit_1(told):

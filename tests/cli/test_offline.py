@@ -1,64 +1,17 @@
-"""Commands that need no server: init, keys, try-spec, migrate, prune."""
+"""Commands that need no server: keys, try-spec, migrate, prune."""
 
 import json
 import os
 import shutil
 import sqlite3
 import stat
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from receiver.app import check
-from receiver.config import load
-from receiver.providers.loader import load_specs, shipped_folder
+from receiver.providers.loader import shipped_folder
 
 SPECS = shipped_folder()
-
-
-def test_init_writes_a_configuration_that_loads(receiver, tmp_path):
-    result = receiver("init")
-    assert result.exit_code == 0
-    assert load((tmp_path / "receiver.toml").read_text(), {}).providers == {}
-
-
-def test_init_does_not_overwrite_a_file_unless_forced(receiver, tmp_path):
-    file = tmp_path / "receiver.toml"
-    file.write_text("# mine")
-    assert receiver("init").exit_code == 2
-    assert file.read_text() == "# mine"
-    assert receiver("init", "--force").exit_code == 0
-    assert file.read_text() != "# mine"
-
-
-def test_init_switches_on_what_was_asked_for(receiver, tmp_path):
-    result = receiver("init", "mine.toml", "--provider", "pixazo", "--provider", "huzz", "--public-url", "https://hooks.example.com")
-    environ = {"RECEIVER_API_KEY": "k" * 20, "PIXAZO_API_KEY": "p", "HUZZ_API_KEY": "h"}
-    config = load((tmp_path / "mine.toml").read_text(), environ)
-    assert (config.server.public_url, config.server.api_keys) == ("https://hooks.example.com", ("k" * 20,))
-    assert {name: provider.api_key for name, provider in config.providers.items()} == {"pixazo": "p", "huzz": "h"}
-    assert all(name in result.stdout for name in environ)
-
-
-def test_init_asks_for_the_secret_of_a_provider_that_signs(receiver, tmp_path):
-    result = receiver("init", "--provider", "replicate", "--provider", "fal")
-    text = (tmp_path / "receiver.toml").read_text()
-    environ = {"REPLICATE_API_KEY": "r", "FAL_API_KEY": "f", "REPLICATE_CALLBACK_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
-    assert set(check(load(text, environ)).accounts) == {"replicate", "fal"}
-    assert all(name in result.stdout for name in environ)
-
-
-@pytest.mark.parametrize("name", sorted(load_specs()))
-def test_init_knows_every_shipped_provider(receiver, tmp_path, name):
-    assert receiver("init", "--provider", name).exit_code == 0
-    assert name in tomllib.loads((tmp_path / "receiver.toml").read_text())["providers"]
-
-
-@pytest.mark.parametrize("words", [("--provider", "nobody"), ("--public-url", "nowhere")])
-def test_init_refuses_what_would_not_run(receiver, tmp_path, words):
-    assert receiver("init", *words).exit_code == 2
-    assert not (tmp_path / "receiver.toml").exists()
 
 
 def test_a_new_key_is_printed_alone_so_that_a_script_can_take_it(receiver):
