@@ -45,7 +45,7 @@ class Webhook:
     async def handle(self, event: Event) -> None:
         body = msgspec.json.encode(event.envelope())
         now = self._context.now()
-        headers = {"content-type": "application/cloudevents+json; charset=utf-8"}
+        headers = {"content-type": "application/cloudevents+json; charset=utf-8", **self._context.trace_headers()}
         headers |= sign(event.id, str(int(now.timestamp())), body, self._keys)
         status, _ = await post(self._context.direct_http, self._url, body, headers)
         if status == GONE:

@@ -45,6 +45,7 @@ from receiver.streams import Streams
 from receiver.submitter import Submitter
 from receiver.sweeper import Sweeper
 from receiver.tokens import Tokens
+from receiver.tracing import OFF, Tracing, open_tracing
 from receiver.watchdog import Watchdog
 
 ROLES = ("web", "submit", "settle", "poll", "stream", "dispatch")
@@ -122,13 +123,14 @@ async def run(plan: Plan, roles: Sequence[str] = ROLES, clock: Clock | None = No
     clock = clock or SystemClock()
     config = plan.config
     async with AsyncExitStack() as stack:
+        tracing = await stack.enter_async_context(open_tracing(os.environ))
         store = await stack.enter_async_context(open_store(config.store.url, listen_url=config.store.listen_url, clock=clock))
         provider = ProviderClient()
         stack.push_async_callback(provider.close)
         guarded = await stack.enter_async_context(guarded_client(config.network.allow_private))
         direct = await stack.enter_async_context(plain_client())
         tokens = Tokens(config.server.secrets or (keep_secret(config),))
-        house = House(plan, store, tokens, clock, Clients(provider, guarded, direct))
+        house = House(plan, store, tokens, clock, Clients(provider, guarded, direct), tracing)
         await house.start(roles, stack)
         yield house.services
 
@@ -136,7 +138,7 @@ async def run(plan: Plan, roles: Sequence[str] = ROLES, clock: Clock | None = No
 class House:
     """The passes and what they share, wired."""
 
-    def __init__(self, plan: Plan, store: Store, tokens: Tokens, clock: Clock, clients: Clients) -> None:
+    def __init__(self, plan: Plan, store: Store, tokens: Tokens, clock: Clock, clients: Clients, tracing: Tracing = OFF) -> None:
         config, accounts = plan.config, plan.accounts
         counters, masker = Counters(store), Masker((*config.all_secrets(), *tokens.secrets))
         self._plan, self._store, self._tokens, self._clock, self._clients = plan, store, tokens, clock, clients
@@ -145,12 +147,12 @@ class House:
         herald = Herald(store, config.handlers)
         self._limiter = Limiter(store, herald)
         self._probe = Probe(config.server, tokens, clients.provider, store, accounts, herald)
-        settling = Settling(store, accounts, config.handlers, counters, tokens, masker, self._pushes, self._wake_all)
+        settling = Settling(store, accounts, config.handlers, counters, tokens, masker, self._pushes, self._wake_all, tracing)
         self._settler = Settler(settling, clock)
         self._submitter = Submitter(settling, clients.provider, self._limiter, clock, self._callback_url, self._waker("submit"))
         self._poller = Poller(settling, clients.provider, self._limiter, clock, self._waker("poll"))
         self._streams = Streams(settling, clients.provider, clock)
-        self._dispatcher = Dispatcher(store, config.handlers, clock, counters, masker, outputs, self._waker("dispatch"))
+        self._dispatcher = Dispatcher(store, config.handlers, clock, counters, masker, outputs, self._waker("dispatch"), tracing)
         self._sweeper = Sweeper(settling, self._limiter, config.store)
         self.services = Services(
             config=config,

@@ -28,6 +28,8 @@ from receiver.outputs import Outputs, OutputStream
 from receiver.routing import ABOUT_OURSELVES, make_deliveries
 from receiver.services import HandlerHealth
 from receiver.stores.base import Store
+from receiver.tracing import OFF, Span, Tracing, begin_event
+from receiver.tracing import current as current_span
 
 MAX_DEPTH = 5
 MAX_EMITTED_BYTES = 256 * 1024
@@ -66,7 +68,9 @@ class Dispatcher:
         masker: Masker,
         outputs: Outputs,
         wake: Callable[[], None],
+        tracing: Tracing = OFF,
     ) -> None:
+        self._tracing = tracing
         self._store, self._clock, self._counters, self._masker, self._outputs = store, clock, counters, masker, outputs
         self._herald = Herald(store, configs)
         self._configs = {config.name: config for config in configs}
@@ -89,6 +93,20 @@ class Dispatcher:
         return bool(claimed)
 
     async def _deliver(self, delivery: Delivery, event: Event) -> None:
+        with self._tracing.begin(
+            f"deliver {delivery.handler}",
+            event.traceparent,
+            kind="consumer",
+            handler=delivery.handler,
+            delivery_id=delivery.id,
+            event_id=event.id,
+            event_type=event.type,
+            job_id=delivery.job_id,
+            attempt=delivery.attempts,
+        ) as span:
+            await self._deliver_now(delivery, event, span)
+
+    async def _deliver_now(self, delivery: Delivery, event: Event, span: Span) -> None:
         config, health = self._configs[delivery.handler], self.health[delivery.handler]
         health.running += 1
         try:
@@ -100,6 +118,9 @@ class Dispatcher:
             health.running -= 1
         now = self._clock.now()
         after = outcome_of(delivery, config, error, now, self._masker)
+        span.note(state=after.state)
+        if error is not None:
+            span.fail(type(error).__name__)
         is_written = await until_stored(lambda: self._store.finish_delivery(after), self._clock)
         self._note(after, health, now)
         if is_written and after.state is DeliveryState.DEAD and not is_own(after.event_type):
@@ -168,7 +189,10 @@ class Dispatcher:
             depth=running.event.depth + 1,
         )
         others = [config for config in self._configs.values() if config.name != running.handler]
-        await self._store.emit(event, make_deliveries(event, others, now))
+        told = begin_event(self._tracing, event, current_span.get())
+        event = msgspec.structs.replace(event, traceparent=told.traceparent)
+        if await self._store.emit(event, make_deliveries(event, others, now)):
+            told.end()
 
     def open_output(self, job_id: str, index: int, offset: int = 0) -> AbstractAsyncContextManager[OutputStream]:
         return self._outputs.open(job_id, index, offset)

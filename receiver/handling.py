@@ -30,6 +30,7 @@ from receiver.errors import ConfigError, Mistake, OutputGone, PermanentError, Re
 from receiver.model import Event, Stored
 from receiver.net import AsyncClient, HTTPError, read_retry_after
 from receiver.options import BadOptions, describe, did_you_mean, explain, read_options
+from receiver.tracing import trace_headers
 from receiver.units import parse_duration, parse_size
 
 __all__ = [
@@ -114,6 +115,10 @@ class Context:
     async def record_stored(self, job_id: str, index: int, stored: Stored) -> None:
         """Tell where an output is kept: the job shows it, and the outputs route serves it. Doing it again changes nothing."""
         await self._record_stored(job_id, index, stored)
+
+    def trace_headers(self) -> dict[str, str]:
+        """`traceparent` for a call to a server of the operator's own, which goes on with the trace; empty while none is kept."""
+        return trace_headers()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """For a plain `def handle`, which runs in a thread: wait for a coroutine of the context, as in `context.run(context.emit(…))`."""

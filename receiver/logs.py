@@ -15,6 +15,8 @@ from structlog.processors import TimeStamper, format_exc_info
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from receiver.tracing import current
+
 QUIET, NORMAL, VERBOSE = logging.WARNING, logging.INFO, logging.DEBUG
 # Whole URLs stand in their lines, or they say at INFO what our own lines say.
 NOISY = ("httpx", "httpcore", "uvicorn", "sse_starlette", "asyncio", "aiosqlite")
@@ -34,6 +36,7 @@ def set_up_logs(*, level: int = NORMAL, masker: MaskText | None = None, stream: 
     stamp = TimeStamper(fmt="%H:%M:%S", utc=False) if is_terminal else TimeStamper(fmt="iso", utc=True)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_trace,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.PositionalArgumentsFormatter(),
@@ -53,6 +56,14 @@ def set_up_logs(*, level: int = NORMAL, masker: MaskText | None = None, stream: 
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def add_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Which trace the line belongs to, where traces are kept."""
+    traceparent = current.get().traceparent
+    if traceparent is not None:
+        _, event["trace_id"], event["span_id"], _ = traceparent.split("-")
+    return event
 
 
 def console() -> ConsoleRenderer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -152,6 +151,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     is_own_verdict: bool = False  # a final status that the provider's later word replaces, once
     polling_url: str | None = None
     processing_event_at: datetime | None = None
+    traceparent: str | None = None  # of the request that made it, where traces are kept
 
     @property
     def is_final(self) -> bool:
@@ -221,6 +221,10 @@ class Family(msgspec.Struct, frozen=True):
     submission: Submission
     jobs: tuple[Job, ...]
 
+    @property
+    def traceparent(self) -> str | None:
+        return self.jobs[0].traceparent if self.jobs else None
+
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
     """One raw message about a job, whatever the channel. Secrets in `body` are masked before it is stored."""
@@ -280,6 +284,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     time: str  # RFC 3339
     sequence: str
     data: dict[str, Any]
+    traceparent: str | None = None  # https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/distributed-tracing.md
     # Below: not part of the envelope.
     depth: int = 0  # emitted by a handler that handled an event of depth - 1
 
@@ -293,6 +298,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
             **({} if self.subject is None else {"subject": self.subject}),
             "time": self.time,
             "sequence": self.sequence,
+            **({} if self.traceparent is None else {"traceparent": self.traceparent}),
             "datacontenttype": "application/json",
             "data": self.data,
         }
@@ -390,6 +396,3 @@ def to_micros(at: datetime) -> int:
 
 def from_micros(micros: int) -> datetime:
     return EPOCH + timedelta(microseconds=micros)
-
-
-EventData = Mapping[str, Any]

@@ -36,6 +36,7 @@ from receiver.providers.requests import (
 from receiver.rules import Change, apply_update, not_found
 from receiver.settling import Decide, Decision, Settling, body_hash, in_turn
 from receiver.stores.base import Confirmation
+from receiver.tracing import Span
 
 NOT_FOUND_AFTER = 3  # answers in a row that the provider does not know the id
 TIMEOUT = timedelta(seconds=30)
@@ -82,10 +83,21 @@ class Poller:
 
     async def _poll(self, account: Account, poll: Poll, job: Job) -> None:
         try:
-            await self._poll_now(account, poll, job)
+            with self._begin(account, poll, job):
+                await self._poll_now(account, poll, job)
         except Exception:  # whatever it was, the job must be asked about again
             await self._release(msgspec.structs.replace(poll, due_at=self._clock.now() + PAUSE_AFTER_BUG, failures=poll.failures + 1))
             raise
+
+    def _begin(self, account: Account, poll: Poll, job: Job) -> Span:
+        return self._settling.tracing.begin(
+            "poll",
+            job.traceparent,
+            provider=account.name,
+            submission_id=job.submission_id,
+            job_id=job.id,
+            attempt=poll.attempts + 1,
+        )
 
     async def _poll_now(self, account: Account, poll: Poll, job: Job) -> None:
         room_at = await self._limiter.take(account, self._clock.now(), for_poll=True)
@@ -98,20 +110,20 @@ class Poller:
 
     async def _cancel(self, account: Account, poll: Poll, job: Job) -> Poll:
         """Ask the provider to cancel. Its answer is never a status: the poll that follows tells."""
-        answer, fault = await self._send(account, build_cancel_request(account, job))
+        answer, fault = await self._send("cancel", account, build_cancel_request(account, job))
         is_settled = answer is not None and answer.status < 500 and answer.status != 429
         log.info("cancel.sent", job=job.id, provider=account.name, http_status=answer and answer.status, error=fault)
         return msgspec.structs.replace(poll, cancel=not is_settled)
 
     async def _ask(self, account: Account, poll: Poll, job: Job, request: Request) -> None:
-        answer, read = await self._ask_for(account, job, request, read_poll_answer)
+        answer, read = await self._ask_for("poll", account, job, request, read_poll_answer)
         result = build_result_request(account, job) if says_no_more_than_done(read) else None
         if result is not None:
             room_at = await self._limiter.take(account, self._clock.now(), for_poll=True)
             if room_at is not None:
                 await self._release(msgspec.structs.replace(poll, due_at=room_at))
                 return
-            answer, read = await self._ask_for(account, job, result, read_result_answer)
+            answer, read = await self._ask_for("result", account, job, result, read_result_answer)
         if answer is None or isinstance(read, PollFailure):
             assert isinstance(read, PollFailure)
             await self._failed(account, poll, job, read, answer)
@@ -121,9 +133,11 @@ class Poller:
         await self._limiter.succeeded(account)
         await self._settle({job.submission_id: self._decide(poll, job.id, read, answer)})
 
-    async def _ask_for(self, account: Account, job: Job, request: Request, read: ReadAnswer) -> tuple[Answer | None, Update | PollFailure]:
+    async def _ask_for(
+        self, what: str, account: Account, job: Job, request: Request, read: ReadAnswer
+    ) -> tuple[Answer | None, Update | PollFailure]:
         """One call about one job, and what its answer says."""
-        answer, fault = await self._send(account, request)
+        answer, fault = await self._send(what, account, request)
         if answer is None:
             return None, PollFailure(0, None, False, fault or "no answer", True)
         try:
@@ -131,11 +145,13 @@ class Poller:
         except Unreadable as error:
             return answer, PollFailure(answer.status, None, False, str(error), False)
 
-    async def _send(self, account: Account, request: Request) -> tuple[Answer | None, str | None]:
+    async def _send(self, what: str, account: Account, request: Request) -> tuple[Answer | None, str | None]:
         """The answer, or why there is none."""
         self._settling.counters.add(f"provider:{account.name}", "polls")
         try:
-            answer = await self._client.send(request, timeout=TIMEOUT)
+            with self._settling.begin_call(what, account, request) as span:
+                answer = await self._client.send(request, timeout=TIMEOUT)
+                span.note(http_status=answer.status)
         except ProviderFault as error:
             return None, str(error)
         now = self._clock.now()
@@ -176,7 +192,7 @@ class Poller:
         """The provider does not know the id: look once where it keeps its history, then believe it."""
         request = build_lookup_request(account, job)
         if request is not None:
-            found, _ = await self._send(account, request)
+            found, _ = await self._send("lookup", account, request)
             if found is None or found.status >= 500 or found.status == 429:
                 await self._release(poll)  # cannot tell: ask again later
                 return
@@ -193,6 +209,11 @@ class Poller:
 
     async def _poll_by_list(self, account: Account, claimed: Sequence[tuple[Poll, Job]]) -> None:
         """One call answers for all active jobs; those that it does not name are asked about one by one."""
+        links = [job.traceparent for _, job in claimed]
+        with self._settling.tracing.begin_trace("list", links=links, provider=account.name, jobs=len(claimed)):
+            await self._poll_listed(account, claimed)
+
+    async def _poll_listed(self, account: Account, claimed: Sequence[tuple[Poll, Job]]) -> None:
         singles = [pair for pair in claimed if pair[0].cancel or pair[1].is_final]
         listed = {pair[1].remote_id: pair for pair in claimed if pair not in singles}
         try:
@@ -215,7 +236,7 @@ class Poller:
         for request in build_list_requests(account, jobs):
             if await self._limiter.take(account, self._clock.now(), for_poll=True) is not None:
                 break
-            answer, _ = await self._send(account, request)
+            answer, _ = await self._send("list", account, request)
             if answer is None or answer.status != 200:
                 continue
             try:

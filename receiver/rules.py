@@ -300,6 +300,7 @@ def sibling(draft: Draft, position: int) -> Job:
         updated_at=draft.now,
         deadline_at=first.deadline_at,
         position=position,
+        traceparent=first.traceparent,
     )
 
 

@@ -21,6 +21,7 @@ from receiver.providers.account import Account
 from receiver.rules import Change, apply_update, may_adopt
 from receiver.settling import Decide, Decision, Settling
 from receiver.stores.base import NoticeBound, NoticeFilter, NoticeOutcome
+from receiver.tracing import NOTHING, Span
 
 BATCH = 200
 NOT_CONFIGURED = "the provider is not in the configuration"
@@ -136,10 +137,26 @@ class Settler:
             account = self._settling.accounts.get(family.submission.provider)
             decision = Decision(Change(family), Channel.CALLBACK)
             for notice in notices:
-                decision = merge(decision, self._read(decision.change.family, account, notice, now), notice)
+                change = self._read(decision.change.family, account, notice, now)
+                decision = merge(decision, change, notice, self._trace(family, notice, change))
             return decision
 
         return decide
+
+    def _trace(self, family: Family, notice: Notice, change: Change) -> Span:
+        """A callback finds its trace only here: its submission is not looked up before it is answered. So it is told afterwards."""
+        return self._settling.tracing.begin(
+            "callback",
+            family.traceparent,
+            kind="server",
+            at=notice.at,
+            provider=notice.provider,
+            channel=notice.channel,
+            notice_id=notice.id,
+            job_id=change.job_id,
+            outcome=change.outcome,
+            status=change.status,
+        )
 
     def _read(self, family: Family, account: Account | None, notice: Notice, now: datetime) -> Change:
         """One notice on the family as the notices before it left it. A poison one is set aside and holds back nobody."""
@@ -160,7 +177,7 @@ class Settler:
             return Change(family, Outcome.UNREADABLE, reason=f"{type(error).__name__} while it was settled")
 
 
-def merge(decision: Decision, change: Change, notice: Notice) -> Decision:
+def merge(decision: Decision, change: Change, notice: Notice, cause: Span) -> Decision:
     """The decision with one more notice settled."""
     outcome = NoticeOutcome(id=notice.id, outcome=change.outcome, status=change.status, job_id=change.job_id, reason=change.reason)
     log.info("notice.settled", notice=notice.id, job=change.job_id, outcome=change.outcome, reason=change.reason)
@@ -169,6 +186,7 @@ def merge(decision: Decision, change: Change, notice: Notice) -> Decision:
         change=decision.change.then(change),
         outcomes=(*decision.outcomes, outcome),
         is_urgent=decision.is_urgent or change.outcome in NEEDS_POLL,
+        causes=decision.causes if cause is NOTHING else (*decision.causes, cause),
     )
 
 

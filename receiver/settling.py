@@ -24,13 +24,14 @@ from receiver.herald import own_event
 from receiver.ids import make_id
 from receiver.learning import duration_of, overdue_after
 from receiver.masking import Masker
-from receiver.model import Answer, Call, Channel, Delivery, Event, Family, Job, JobError, Notice, Poll, Status, Update
+from receiver.model import Answer, Call, Channel, Delivery, Event, Family, Job, JobError, Notice, Poll, Request, Status, Update
 from receiver.pacing import next_poll, urgent_poll
 from receiver.providers.account import Account
 from receiver.routing import make_deliveries
 from receiver.rules import Change
 from receiver.stores.base import Confirmation, Duration, Learned, NoticeOutcome, Settlement, Store
 from receiver.tokens import Tokens
+from receiver.tracing import NOTHING, OFF, Span, Tracing, begin_event, current, same_trace
 
 MAX_CONFLICTS = 20
 STATUS_WORD = re.compile(r"[\w .-]{1,40}")  # what is longer is no status, and may be what we sent
@@ -52,8 +53,18 @@ class Decision:
     polled: Mapping[str, Poll] = field(default_factory=dict)  # by job id: polls that were just answered
     kept_polls: tuple[Poll, ...] = ()  # polls that failed: written as they are
     is_urgent: bool = False  # poll the open jobs at once
+    causes: tuple[Span, ...] = ()  # in the trace: what this follows from, and what ends when it is written
 
 
+@dataclass(frozen=True)
+class Trail:
+    """What a settlement leaves in the trace once it is written: its own span, and others that end with it."""
+
+    span: Span = NOTHING
+    others: tuple[Span, ...] = ()
+
+
+NO_TRAIL = Trail()
 Holder = TypeVar("Holder", Notice, NoticeOutcome, Call, JobError)
 Decide = Callable[[Family], Decision | None]
 
@@ -71,8 +82,9 @@ class Settling:
         masker: Masker,
         pushes: Callable[[Account], bool],
         wake: Callable[[], None],
+        tracing: Tracing = OFF,
     ) -> None:
-        self.store, self.accounts, self.counters = store, accounts, counters
+        self.store, self.accounts, self.counters, self.tracing = store, accounts, counters, tracing
         self._handlers, self._tokens, self._masker, self._pushes, self._wake = handlers, tokens, masker, pushes, wake
         self.learned: Mapping[tuple[str, str], Learned] = {}
 
@@ -86,23 +98,56 @@ class Settling:
         for _ in range(MAX_CONFLICTS):
             families = await self.store.load_families(open_ids)
             polls = await self.store.load_polls([job.id for family in families.values() for job in family.jobs])
-            drafts: list[tuple[str, Decision, Settlement]] = []
+            drafts: list[tuple[str, Decision, Settlement, Trail]] = []
             for submission_id, family in families.items():
                 decision = decides[submission_id](family)
                 if decision is not None:
-                    drafts.append((submission_id, decision, self._settlement(family, decision, polls, now)))
-            done = await self.store.settle([settlement for _, _, settlement in drafts]) if drafts else []
-            for (submission_id, decision, _), is_written in zip(drafts, done, strict=True):
+                    settlement, trail = self._trace(decision, self._settlement(family, decision, polls, now))
+                    drafts.append((submission_id, decision, settlement, trail))
+            done = await self.store.settle([settlement for _, _, settlement, _ in drafts]) if drafts else []
+            for (submission_id, decision, _, trail), is_written in zip(drafts, done, strict=True):
                 if is_written:
                     written[submission_id] = decision
-                    self._count(decision)
+                    with trail.span:
+                        self._count(decision)
+                    for span in trail.others:
+                        span.end()
                     await self._look_for_orphans(families[submission_id], decision.change.family)
-            open_ids = [submission_id for (submission_id, _, _), is_written in zip(drafts, done, strict=True) if not is_written]
+            open_ids = [submission_id for (submission_id, _, _, _), is_written in zip(drafts, done, strict=True) if not is_written]
             if not open_ids:
                 if written:
                     self._wake()
                 return written
         raise StoreUnavailable(f"{len(open_ids)} submissions kept changing while they were settled")
+
+    def _trace(self, decision: Decision, settlement: Settlement) -> tuple[Settlement, Trail]:
+        """The settlement with its place in the trace, which its events carry on. What is not written leaves none."""
+        family = decision.change.family
+        if not self.tracing.is_on or family.traceparent is None:
+            return settlement, NO_TRAIL
+        causes, here = [cause.traceparent for cause in decision.causes], current.get().traceparent
+        within = causes[-1] if causes else here if same_trace(here, family.traceparent) else family.traceparent
+        span = self.tracing.begin(
+            "settle",
+            within,
+            links=[cause for cause in (*causes, here) if cause != within],
+            provider=family.submission.provider,
+            submission_id=family.submission.id,
+            channel=decision.channel,
+        )
+        events: list[Event] = []
+        others = list(decision.causes)
+        for event in settlement.events:
+            told = begin_event(self.tracing, event, span)
+            events.append(msgspec.structs.replace(event, traceparent=told.traceparent))
+            others.append(told)
+        return msgspec.structs.replace(settlement, events=tuple(events)), Trail(span, tuple(others))
+
+    def begin_call(self, what: str, account: Account, request: Request) -> Span:
+        """A call of ours to a provider, below the work that makes it. Its address stays here: keys and ids may stand in it."""
+        return self.tracing.begin(
+            f"call {what}", current.get().traceparent, kind="client", provider=account.name, http_method=request.method
+        )
 
     async def _look_for_orphans(self, before: Family, after: Family) -> None:
         """Jobs that got their id just now may have been spoken of before, by a callback for the whole account."""
@@ -276,6 +321,7 @@ def join(first: Decision, second: Decision) -> Decision:
         polled={**first.polled, **second.polled},
         kept_polls=first.kept_polls + second.kept_polls,
         is_urgent=first.is_urgent or second.is_urgent,
+        causes=first.causes + second.causes,
     )
 
 

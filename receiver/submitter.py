@@ -24,6 +24,7 @@ from receiver.providers.account import Account
 from receiver.providers.requests import build_submit_request
 from receiver.rules import Change, apply_accepted, apply_lost, apply_not_taken, apply_refused
 from receiver.settling import Decide, Decision, Settling, make_call
+from receiver.tracing import Span
 
 FIRST_RETRY = timedelta(seconds=2)
 LAST_RETRY = timedelta(minutes=2)
@@ -70,13 +71,26 @@ class Submitter:
     async def _submit(self, account: Account, family: Family) -> None:
         submission_id = family.submission.id
         try:
-            await self._submit_now(account, family)
+            with self._begin(account, family):
+                await self._submit_now(account, family)
         except Exception:  # whatever it was: unmarked it waits, marked it may have been taken
             now = self._clock.now()
             lost = decide_lost("The submit broke off by a fault of our own.", now)
             await until_stored(lambda: self._settling.settle({submission_id: lost}, now), self._clock)
             await until_stored(lambda: self._store.release_submission(submission_id, now + PAUSE_AFTER_BUG), self._clock)
             raise
+
+    def _begin(self, account: Account, family: Family) -> Span:
+        submission = family.submission
+        return self._settling.tracing.begin(
+            "send",
+            family.traceparent,
+            provider=account.name,
+            operation=submission.operation,
+            model=submission.model,
+            submission_id=submission.id,
+            attempt=submission.attempts + 1,
+        )
 
     async def _submit_now(self, account: Account, family: Family) -> None:
         now = self._clock.now()
@@ -104,7 +118,9 @@ class Submitter:
     async def _send(self, account: Account, family: Family, request: Request) -> tuple[Answer | None, Read]:
         """The call itself, on a connection of its own: a kept-alive one may die under the request and leave us in doubt."""
         try:
-            answer = await self._client.send(request, timeout=account.submit_timeout, fresh=True)
+            with self._settling.begin_call("submit", account, request) as span:
+                answer = await self._client.send(request, timeout=account.submit_timeout, fresh=True)
+                span.note(http_status=answer.status)
         except NotTaken as error:
             return None, NotTakenAnswer(error.retry_after, JobError(ErrorCode.PROVIDER_UNAVAILABLE, str(error)))
         except AnswerLost as error:

@@ -19,6 +19,17 @@ def anyio_backend():
 
 
 @pytest.fixture
+async def collector(monkeypatch):
+    """Where traces go to, as the environment says."""
+    from tests.collector import open_collector
+
+    async with open_collector() as opened:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", opened.url)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+        yield opened
+
+
+@pytest.fixture
 async def sim():
     """The providers, as quick as they can be told apart."""
     simulator = Simulator(Scenario(seconds=0.3, delay=0.5))

@@ -11,7 +11,7 @@ VALUES = {"model", "errors", "ids", "clock", "backoff", "units", "ending", "keys
 SPECS = VALUES | {"config", "config_tables", "providers"}
 READS = SPECS | {"normalize"}
 DECIDES = READS | {"rules", "routing", "pacing", "learning", "adoption", "masking", "tokens"}
-PASSES = DECIDES | {"settling", "limiter", "crew", "counters", "handling", "net", "outputs", "services", "herald", "stores.base"}
+PASSES = DECIDES | {"settling", "limiter", "crew", "counters", "handling", "net", "outputs", "services", "herald", "stores.base", "tracing"}
 
 # What each room may import of ours. app.py, and the command line above it, know them all.
 MAY = {
@@ -32,7 +32,9 @@ MAY = {
     "loop": {"clock", "backoff"},
     "pulse": set(),
     "counters": set(),
-    "handling": SPECS | {"net", "options"},
+    "tracing": {"errors", "model", "otlp"},
+    "otlp": {"model", "tracing", "receiver"},
+    "handling": SPECS | {"net", "options", "tracing"},
     "net": VALUES | {"addresses", "guard", "unpacking"},
     "jwks": PASSES,
     "inbox": PASSES | {"unpacking", "jwks"},
@@ -56,6 +58,7 @@ HOMES = {
     "cryptography": {"providers", "jwks", "simulator"},
     "click": {"cli", "__main__"},
     "rich": {"cli"},
+    "opentelemetry": {"otlp"},
     "markdown_it": {"web"},
 }
 

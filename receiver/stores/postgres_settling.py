@@ -16,7 +16,7 @@ from receiver.stores.postgres_outbox import insert_deliveries, insert_events
 from receiver.stores.postgres_polls import write_polls
 from receiver.stores.postgres_rows import CALL_TABLE, JOB_TABLE, NOTICE_TABLE
 from receiver.stores.postgres_submissions import insert_jobs, load_families
-from receiver.stores.rows import JOBS, decode_outputs, json_text
+from receiver.stores.rows import JOB_KEEPS, JOBS, decode_outputs, json_text
 
 T = TypeVar("T")
 
@@ -27,9 +27,7 @@ _WRITE_SUBMISSIONS = (
     " FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS new (id, state, attempts, next_attempt_at, sent_at)"
     " WHERE submissions.id = new.id"
 )
-_WRITE_JOBS = JOB_TABLE.insert(
-    f"ON CONFLICT (id) DO UPDATE SET {JOBS.replacing(but=('id', 'submission_id', 'provider', 'metadata', 'created_at'))}, has_raw = true"
-)
+_WRITE_JOBS = JOB_TABLE.insert(f"ON CONFLICT (id) DO UPDATE SET {JOBS.replacing(but=JOB_KEEPS)}, has_raw = true")
 _CONFIRM = (
     "UPDATE notices SET outcome = CASE WHEN notices.status IS NOT DISTINCT FROM new.status THEN 'applied' ELSE 'refuted' END"
     " FROM unnest($1::text[], $2::text[]) AS new (job_id, status) WHERE notices.job_id = new.job_id AND notices.outcome = 'waiting'"

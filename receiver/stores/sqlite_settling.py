@@ -10,7 +10,18 @@ from datetime import datetime
 from receiver.model import Family, Job, Submission, to_micros
 from receiver.stores.base import Duration, Learned, Settlement
 from receiver.stores.merging import Standing, choose_current, merge
-from receiver.stores.rows import AMONG, CALLS, JOBS, NOTICES, add_duration, decode_learned, decode_outputs, encode_event, json_text
+from receiver.stores.rows import (
+    AMONG,
+    CALLS,
+    JOB_KEEPS,
+    JOBS,
+    NOTICES,
+    add_duration,
+    decode_learned,
+    decode_outputs,
+    encode_event,
+    json_text,
+)
 from receiver.stores.sqlite_access import Access, Tx
 from receiver.stores.sqlite_deliveries import INSERT_EVENT, insert_deliveries
 from receiver.stores.sqlite_inbox import INSERT_NOTICE, SETTLE_NOTICE, outcome_row
@@ -23,8 +34,12 @@ _WRITE_SUBMISSION = (
     " claimed_by = CASE WHEN claimed_by = ? AND ? <> 'sent' THEN NULL ELSE claimed_by END WHERE id = ?"
 )
 _WRITE_JOB = (
-    f"INSERT INTO jobs ({JOBS.columns}) VALUES ({JOBS.marks})"
-    f" ON CONFLICT (id) DO UPDATE SET {JOBS.replacing(but=('id', 'submission_id', 'provider', 'metadata', 'created_at'))}, has_raw = 1"
+    f"INSERT INTO jobs ({JOBS.columns}) VALUES ({JOBS.marks}) ON CONFLICT (id) DO UPDATE SET {JOBS.replacing(but=JOB_KEEPS)}, has_raw = 1"
+)
+# A look for each id. With IN in place of this SQLite may go through all ids of the account.
+_BY_REMOTE_ID = (
+    f"SELECT {JOBS.columns_of('job')} FROM json_each(?) AS wanted CROSS JOIN jobs AS job INDEXED BY jobs_by_remote_id"
+    " ON job.provider = ? AND job.remote_id = wanted.value"
 )
 _CONFIRM = "UPDATE notices SET outcome = CASE WHEN status IS ? THEN 'applied' ELSE 'refuted' END WHERE job_id = ? AND outcome = 'waiting'"
 
@@ -109,20 +124,12 @@ def _learn(db: sqlite3.Connection, durations: Sequence[Duration]) -> None:
 
 
 def _find_open_jobs(db: sqlite3.Connection, provider: str, remote_ids: Sequence[str]) -> list[Job]:
-    rows = db.execute(
-        f"SELECT {JOBS.columns} FROM jobs INDEXED BY jobs_by_remote_id WHERE provider = ? AND remote_id IS NOT NULL AND remote_id {AMONG}"
-        " AND (is_final = 0 OR is_own_verdict = 1)",
-        (provider, json_text(list(remote_ids))),
-    )
+    rows = db.execute(f"{_BY_REMOTE_ID} AND (is_final = 0 OR is_own_verdict = 1)", (json_text(list(set(remote_ids))), provider))
     return [JOBS.decode(row) for row in rows]
 
 
 def _find_jobs(db: sqlite3.Connection, provider: str, remote_ids: Sequence[str]) -> list[Job]:
-    rows = db.execute(
-        f"SELECT {JOBS.columns} FROM jobs INDEXED BY jobs_by_remote_id"
-        f" WHERE provider = ? AND remote_id IS NOT NULL AND remote_id {AMONG} ORDER BY created_at, id",
-        (provider, json_text(list(remote_ids))),
-    )
+    rows = db.execute(f"{_BY_REMOTE_ID} ORDER BY created_at, job.id", (json_text(list(set(remote_ids))), provider))
     return [JOBS.decode(row) for row in rows]
 
 

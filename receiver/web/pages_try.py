@@ -13,11 +13,12 @@ from receiver.errors import Conflict, Invalid, TooMany, Unavailable
 from receiver.keys import Scope
 from receiver.services import Services
 from receiver.stores.base import Replayed
+from receiver.tracing import Span
 from receiver.web.operations import Answer, Operation, services_of
 from receiver.web.pages_frame import GROUP, Form, go_to, page, read_fields, read_form, show, show_error, show_json
 from receiver.web.providers import show_operations
 from receiver.web.query import Query
-from receiver.web.submitting import check_body, make_family
+from receiver.web.submitting import begin_submit, check_body, make_family
 
 EXAMPLE = {"prompt": "A lighthouse in the morning fog, seen from the sea"}
 
@@ -60,6 +61,11 @@ def example_of(services: Services, provider: str) -> dict[str, Any]:
 
 async def submit_form(request: Request, query: Query) -> Response:
     """Submits as the API does. Sent twice, the same form makes one submission."""
+    with begin_submit(request, "/try") as span:
+        return await submit_traced(request, span)
+
+
+async def submit_traced(request: Request, span: Span) -> Response:
     services, form = services_of(request), await read_form(request)
     try:
         await request.app.state.headroom.take_submission()
@@ -67,7 +73,7 @@ async def submit_form(request: Request, query: Query) -> Response:
         asked, account, plan = check_body(services, document)
         key = f"page-{form.get('token', '')[:64]}"
         api_key_id = getattr(request.state, "api_key_id", "")
-        family = make_family(services, document, asked, account, plan, key=key, api_key_id=api_key_id)
+        family = make_family(services, document, asked, account, plan, key=key, api_key_id=api_key_id, span=span)
         kept = await request.app.state.brakes.create(family)
     except Invalid as error:
         told = tuple(f"{each.get('pointer', '').lstrip('/') or 'input'} {each['detail']}" for each in error.errors)

@@ -20,6 +20,7 @@ from receiver.providers.account import Account
 from receiver.providers.requests import Plan, plan_submission
 from receiver.services import Services
 from receiver.stores.base import Replayed
+from receiver.tracing import Span, read_traceparent
 from receiver.web.bodies import read_json, read_struct
 from receiver.web.brakes import Brakes
 from receiver.web.operations import answer_json, services_of
@@ -50,12 +51,25 @@ class Answered:
 
 
 async def submit_jobs(request: Request, query: Query) -> Response:
+    with begin_submit(request, "/v1/jobs") as span:
+        answer = await submit_traced(request, span)
+        span.note(http_status=answer.status_code)
+        return answer
+
+
+def begin_submit(request: Request, route: str) -> Span:
+    """Where the trace of a submission begins, or goes on from the caller's."""
+    within = read_traceparent(request.headers.getlist("traceparent"))
+    return services_of(request).settling.tracing.begin_trace("submit", within, kind="server", http_method="POST", http_route=route)
+
+
+async def submit_traced(request: Request, span: Span) -> Response:
     services = services_of(request)
     await request.app.state.headroom.take_submission()
     document = await read_json(request)
     key = read_idempotency_key(request)
     asked, account, plan = check_body(services, document)
-    family = make_family(services, document, asked, account, plan, key=key, api_key_id=getattr(request.state, "api_key_id", ""))
+    family = make_family(services, document, asked, account, plan, key=key, api_key_id=getattr(request.state, "api_key_id", ""), span=span)
     brakes: Brakes = request.app.state.brakes
     kept = await brakes.create(family)
     if isinstance(kept, Replayed):
@@ -105,7 +119,7 @@ def is_submitting(family: Family) -> bool:
 
 
 def make_family(
-    services: Services, document: Any, asked: NewJob, account: Account, plan: Plan, *, key: str | None, api_key_id: str
+    services: Services, document: Any, asked: NewJob, account: Account, plan: Plan, *, key: str | None, api_key_id: str, span: Span
 ) -> Family:
     """A checked request as the submission that it becomes, with its jobs."""
     now = services.clock.now()
@@ -125,10 +139,11 @@ def make_family(
         idempotency_key=key,
         body_hash=hash_of(document) if key is not None else "",
     )
-    return Family(submission, make_jobs(submission))
+    span.note(provider=account.name, operation=plan.operation, model=plan.model, submission_id=submission.id, jobs=plan.count)
+    return Family(submission, make_jobs(submission, span.traceparent))
 
 
-def make_jobs(submission: Submission) -> tuple[Job, ...]:
+def make_jobs(submission: Submission, traceparent: str | None) -> tuple[Job, ...]:
     now = submission.created_at
     return tuple(
         Job(
@@ -144,6 +159,7 @@ def make_jobs(submission: Submission) -> tuple[Job, ...]:
             updated_at=now,
             deadline_at=now + timedelta(seconds=submission.deadline_seconds),
             position=position,
+            traceparent=traceparent,
         )
         for position in range(submission.count)
     )

@@ -1,0 +1,158 @@
+"""One trace for each submission: from the request that made it, over the queue on disk, to its last handler. Off unless asked for.
+
+What is on disk carries the trace as a `traceparent` (https://www.w3.org/TR/trace-context/): a job that of the request that made it, an
+event that of what brought it about. Whoever works on it later, in whatever process, goes on from there.
+
+Asked for by the standard environment: `OTEL_EXPORTER_OTLP_ENDPOINT` (or `…_TRACES_ENDPOINT`), or `OTEL_TRACES_EXPORTER=otlp`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from types import TracebackType
+from typing import Literal
+
+from receiver.errors import ConfigError, Mistake
+from receiver.model import Event
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+Kind = Literal["internal", "server", "client", "producer", "consumer"]
+Attribute = str | int | float | bool | None
+
+
+class Span:
+    """A piece of work within a trace. This one is nothing: tracing is off, or the work belongs to no trace.
+
+    As a context manager it is the current one meanwhile, which log lines name, and ends afterwards. One that is not ended is never told.
+    """
+
+    traceparent: str | None = None
+
+    def note(self, **attributes: Attribute) -> None:
+        """Say more about the work; None says nothing."""
+
+    def fail(self, kind: str) -> None:
+        """It did not come to its end; `kind` is a word, no text that could hold a secret."""
+
+    def end(self) -> None:
+        """Once is enough."""
+
+    def __enter__(self) -> Span:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """What is raised within passes on."""
+
+
+class Tracing:
+    """Begins spans. This one is off."""
+
+    is_on = False
+
+    def begin(
+        self,
+        name: str,
+        within: str | None,
+        *,
+        kind: Kind = "internal",
+        at: datetime | None = None,
+        links: Sequence[str | None] = (),
+        **attributes: Attribute,
+    ) -> Span:
+        """A span below the one that `within`, a traceparent, names; nothing where there is none. `at`: it began earlier."""
+        return NOTHING
+
+    def begin_trace(
+        self, name: str, within: str | None = None, *, kind: Kind = "internal", links: Sequence[str | None] = (), **attributes: Attribute
+    ) -> Span:
+        """The same, but where `within` is None a new trace begins."""
+        return NOTHING
+
+
+NOTHING, OFF = Span(), Tracing()
+current: ContextVar[Span] = ContextVar("span", default=NOTHING)
+
+
+def read_traceparent(given: Sequence[str]) -> str | None:
+    """What a caller's headers of that name say, where they say one thing, and say it right."""
+    found = TRACEPARENT.fullmatch(given[0]) if len(given) == 1 and len(given[0]) <= 512 else None
+    if found is None:
+        return None
+    version, trace, span, flags, more = found.groups()
+    if version == "ff" or (version == "00" and more is not None) or not int(trace, 16) or not int(span, 16):
+        return None
+    return f"00-{trace}-{span}-{int(flags, 16) & 1:02x}"
+
+
+def trace_headers() -> dict[str, str]:
+    """What takes the trace of the current work along to a server of the operator's own; empty when there is none."""
+    traceparent = current.get().traceparent
+    return {} if traceparent is None else {"traceparent": traceparent}
+
+
+def same_trace(one: str | None, other: str | None) -> bool:
+    return one is not None and other is not None and one[3:35] == other[3:35]
+
+
+def begin_event(tracing: Tracing, event: Event, cause: Span) -> Span:
+    """What becomes of the event goes on from there: the event carries this span's `traceparent`."""
+    return tracing.begin(
+        f"event {event.type}",
+        cause.traceparent,
+        kind="producer",
+        event_id=event.id,
+        event_type=event.type,
+        job_id=event.subject,
+        status=event.data["job"]["status"] if "job" in event.data else None,
+    )
+
+
+@asynccontextmanager
+async def open_tracing(environ: Mapping[str, str]) -> AsyncIterator[Tracing]:
+    """On where the environment asks for it; what is left over is sent at the end, for a few seconds. ConfigError."""
+    if not is_wanted(environ):
+        yield OFF
+        return
+    mistakes = find_mistakes(environ)
+    if mistakes:
+        raise ConfigError(mistakes)
+    try:
+        from receiver.otlp import Otlp  # big, and an extra
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in ("opentelemetry", "google", "requests"):
+            raise
+        asked = next(name for name in ("OTEL_TRACES_EXPORTER", *ENDPOINTS) if environ.get(name))
+        detail = 'traces need more packages: pip install "callback-receiver[otel]"; or set OTEL_TRACES_EXPORTER=none to send none'
+        raise ConfigError([Mistake("", asked, detail)]) from error
+    tracing = Otlp()
+    try:
+        yield tracing
+    finally:
+        await tracing.close()
+
+
+def is_wanted(environ: Mapping[str, str]) -> bool:
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip()
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or exporter == "none":
+        return False
+    return bool(exporter) or any(environ.get(name) for name in ENDPOINTS)
+
+
+def find_mistakes(environ: Mapping[str, str]) -> list[Mistake]:
+    mistakes = []
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip()
+    if exporter not in ("", "otlp"):
+        mistakes.append(Mistake("", "OTEL_TRACES_EXPORTER", f"is {exporter!r}; traces go out as otlp, or none do"))
+    for name in ENDPOINTS:
+        if environ.get(name) and not environ[name].startswith(("http://", "https://")):
+            mistakes.append(Mistake("", name, "must be an address that begins with http:// or https://"))
+    protocols = [name for name in PROTOCOLS if environ.get(name)]
+    if protocols and environ[protocols[0]] != "http/protobuf":
+        mistakes.append(Mistake("", protocols[0], f"is {environ[protocols[0]]!r}; only http/protobuf is spoken"))
+    return mistakes
