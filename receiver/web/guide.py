@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ def read_page(name: str) -> Page:
         sections = read_settings(text)
         return Page(document, "", {each.anchor: each.heading for each in sections if each.heading}, sections)
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    markdown.add_render_rule("fence", show_code)
+    markdown.add_render_rule("code_block", show_code)
     tokens = markdown.parse(text)
     headings = number_headings(tokens)
     for token in tokens:
@@ -122,7 +125,7 @@ def number_headings(tokens: Sequence[Token]) -> dict[str, str]:
 
 def turn(token: Token, document: Document) -> None:
     """What a page wants otherwise than a file: links to its like, and room for what is wide."""
-    if token.type in ("fence", "code_block", "table_open"):
+    if token.type == "table_open":
         token.attrSet("tabindex", "0")  # it may have to be scrolled without a mouse
     has_page = True
     for child in token.children or ():
@@ -132,6 +135,11 @@ def turn(token: Token, document: Document) -> None:
             child.attrSet("href", place or "")
         if child.type in ("link_open", "link_close") and not has_page:
             child.type, child.content, child.nesting = "text", "", 0
+
+
+def show_code(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    """Code that can be scrolled without a mouse."""
+    return f'<pre tabindex="0"><code>{escape(tokens[index].content, quote=False)}</code></pre>\n'
 
 
 def find_place(href: str, document: Document) -> str | None:

@@ -16,7 +16,20 @@ async def handle(event, context):
     if not pathlib.Path(__file__).with_name("mended").exists():
         raise RuntimeError("the certificate of the shop has expired")
 """
-PATHS = ("/", "/jobs", "/deliveries", "/notices", "/providers", "/handlers", "/costs", "/try", "/docs")
+PATHS = (
+    "/",
+    "/jobs",
+    "/deliveries",
+    "/notices",
+    "/providers",
+    "/handlers",
+    "/costs",
+    "/try",
+    "/guide",
+    "/guide/settings",
+    "/guide/errors",
+    "/docs",
+)
 
 
 def broken(folder, name):
