@@ -79,4 +79,5 @@ def _refuse(*_: Any) -> Any:
 
 
 def _attributes(event: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: event[name] for name in ("id", "type", "source", "subject", "time", "sequence", "data")}
+    names = ("id", "type", "source", "subject", "time", "sequence", "traceparent", "data")
+    return {name: event[name] for name in names if name in event}

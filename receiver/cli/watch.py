@@ -69,7 +69,7 @@ def show(event: Event, said: str | None = None) -> None:
     else:
         facts = [shorten(" ".join(f"{key}={value}" for key, value in event["data"].items()), 200)]
     late = ["late"] if event["data"].get("late") else []
-    shown = [event["subject"] or "", *(str(fact) for fact in (*facts, *late) if fact)]
+    shown = [event.get("subject") or "", *(str(fact) for fact in (*facts, *late) if fact)]
     line = Text.assemble(
         (event["time"][11:19] + " ", "dim"), (f"{event['type']:<16}", STATUS_STYLES.get(word, "")), " ", plain(" · ".join(shown))
     )

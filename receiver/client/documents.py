@@ -129,8 +129,9 @@ class Event(TypedDict):
     id: str
     source: str
     type: str
-    subject: str | None
+    subject: NotRequired[str]  # the job; events about Receiver itself have none
     time: str
     sequence: str
+    traceparent: NotRequired[str]
     datacontenttype: str
     data: EventData

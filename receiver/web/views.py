@@ -215,9 +215,10 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     source: str
     type: str
-    subject: str | None
+    subject: str | UnsetType = UNSET  # events about ourselves have none
     time: datetime
     sequence: str
+    traceparent: str | UnsetType = UNSET
     datacontenttype: Literal["application/json"]
     data: dict[str, Any]
 

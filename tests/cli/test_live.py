@@ -11,7 +11,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from tests.cli.running import PATIENCE, call, running
-from tests.loopback import free_port, response, serve
+from tests.loopback import free_port, response, say, serve
 
 CONFIG = """
 [server]
@@ -182,6 +182,15 @@ async def test_events_are_forwarded_signed_and_again_when_the_address_failed(hom
     assert first.headers["webhook-id"] == second.headers["webhook-id"] == json.loads(second.body)["id"]
     assert second.headers["content-type"].startswith("application/cloudevents+json")
     Webhook(SECRET).verify(second.body, second.headers)
+
+
+async def test_what_receiver_says_about_itself_is_shown_and_forwarded(home):
+    async with serve(say(response(204))) as peer:
+        with running(home, "watch", "--type", "receiver.*", "--forward", f"{peer.url}/hook") as watch:
+            await asyncio.to_thread(submit_until, home, lambda: bool(peer.seen))
+            assert "receiver.dead_letter" in await asyncio.to_thread(watch.line, "→ ok")
+            await asyncio.to_thread(watch.stop, signal.SIGINT)
+    assert "subject" not in json.loads(peer.seen[0].body)
 
 
 def test_a_secret_is_made_and_told_when_none_is_given(home):
