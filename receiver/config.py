@@ -160,7 +160,7 @@ def load(text: str, environ: Mapping[str, str], *, file: str = DEFAULT_FILE, fol
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError([Mistake(file, "", f"is not TOML: {error}")]) from None
+        raise ConfigError([Mistake(file, "", f"is not TOML: {error}{_explain(str(error))}")]) from None
     reading = Reading(file, environ, folder.absolute())
     config = _read(Table(reading, document), reading)
     if reading.is_clean("server.host", "server.public_url", "server.api_keys"):
@@ -168,6 +168,11 @@ def load(text: str, environ: Mapping[str, str], *, file: str = DEFAULT_FILE, fol
     if reading.mistakes:
         raise ConfigError(reading.mistakes, config)
     return config
+
+
+def _explain(fault: str) -> str:
+    """What to do about a fault that whoever adds a table to the end of the file meets first."""
+    return "; each table stands in it once: put the keys where it is" if fault.startswith("Cannot declare") else ""
 
 
 def check_exposure(config: Config) -> list[Mistake]:

@@ -69,5 +69,5 @@ class Guard(httpcore.AsyncNetworkBackend):
         for address in addresses:
             why = find_denial(address, self._allowed)
             if why is not None:
-                raise Denied(f"{host} is {address} ({why}), which is not an address that may be reached.")
+                raise Denied(f"{host} is {address} ({why}), which may not be reached; network.allow_private can name it.")
         return addresses[:MAX_TRIED]

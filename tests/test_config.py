@@ -311,6 +311,12 @@ def test_broken_toml_is_one_mistake(text):
     assert detail.startswith("is not TOML")
 
 
+def test_a_table_that_is_added_once_more_says_where_its_keys_go():
+    detail = only_mistake_of("[server]\nport = 1\n[network]\n[server]\nhost = 'a'")[1]
+    assert "line 4" in detail
+    assert detail.endswith("each table stands in it once: put the keys where it is")
+
+
 def test_broken_toml_says_the_line():
     assert "line 2" in only_mistake_of("[server]\nport = = 1")[1]
 
