@@ -51,6 +51,7 @@ from receiver.watchdog import Watchdog
 ROLES = ("web", "submit", "settle", "poll", "stream", "dispatch")
 SOON = timedelta(milliseconds=250)  # how late a due time may be noticed; what is new is noticed by a wake
 SECOND = timedelta(seconds=1)
+TIMED = ("probe", "sweep")  # loops that only time brings work
 GRACE = timedelta(seconds=10)  # for running work to end when we stop
 log = structlog.get_logger("receiver.app")
 
@@ -147,7 +148,7 @@ class House:
         herald = Herald(store, config.handlers)
         self._limiter = Limiter(store, herald)
         self._probe = Probe(config.server, tokens, clients.provider, store, accounts, herald)
-        settling = Settling(store, accounts, config.handlers, counters, tokens, masker, self._pushes, self._wake_all, tracing)
+        settling = Settling(store, accounts, config.handlers, counters, tokens, masker, self._pushes, self._waker("dispatch"), tracing)
         self._settler = Settler(settling, clock)
         self._submitter = Submitter(settling, clients.provider, self._limiter, clock, self._callback_url, self._waker("submit"))
         self._poller = Poller(settling, clients.provider, self._limiter, clock, self._waker("poll"))
@@ -198,9 +199,6 @@ class House:
             return None
         return f"{public_url}/callbacks/{account.name}/{self._tokens.make(account.name, submission_id)}"
 
-    def _wake_all(self) -> None:
-        self.services.pulse.strike()
-
     def _waker(self, role: str) -> Callable[[], None]:
         def wake() -> None:
             loop = self._loops.get(role)
@@ -225,7 +223,7 @@ class House:
         tasks: list[asyncio.Task[None]] = []
         for name, step, interval in self._steps(roles):
             loop = self._loops[name] = Loop(name, step, interval, self._clock)
-            if name != "probe":
+            if name not in TIMED:
                 self.services.pulse.listen(loop.wake)
             tasks.append(asyncio.create_task(loop.run(), name=f"loop {name}"))
         stack.push_async_callback(self._stop, tasks)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import structlog
 
+BREATH = 0.02  # seconds between two beats: a burst of changes is told at its beginning and then now and then
 log = structlog.get_logger("receiver.pulse")
 
 
@@ -53,6 +54,7 @@ class Pulse:
             try:
                 if await store.wait_for_change(timedelta(seconds=5)):
                     self.strike()
+                    await asyncio.sleep(BREATH)
             except Exception as error:  # a store that is away must not end the watch
                 log.warning("pulse.failed", error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(1)

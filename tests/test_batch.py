@@ -137,3 +137,14 @@ async def test_closing_finishes_what_waits_and_takes_nothing_more(runner):
     assert await asyncio.gather(*tasks) == [2, 4]
     with pytest.raises(StoreUnavailable):
         await batcher.put(3)
+
+
+async def test_what_tidies_up_holds_up_no_answer(runner):
+    may_end = asyncio.Event()
+    batcher = Batcher(runner.run, tidy=may_end.wait)
+    try:
+        async with asyncio.timeout(10):
+            assert await batcher.put(1) == 2  # while the tidying goes on
+    finally:
+        may_end.set()
+        await batcher.close()

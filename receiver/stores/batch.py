@@ -29,6 +29,7 @@ class Batcher(Generic[P]):
 
     An answer that is an exception is raised for its caller alone. When `run` raises Unavailable, every caller of the batch
     hears it; when it raises anything else, its pieces are run again one by one, so that one bad piece harms nobody else.
+    `tidy` runs after each batch, when its callers have their answers; it raises nothing.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class Batcher(Generic[P]):
         most_waiting: int = 10_000,
         most_weight: int = 128 * 1024 * 1024,
         most_together: int = 500,
+        tidy: Callable[[], Awaitable[Any]] | None = None,
     ) -> None:
-        self._run = run
+        self._run, self._tidy = run, tidy
         self._most_waiting, self._most_weight, self._most_together = most_waiting, most_weight, most_together
         self._queue: deque[_Waiting[P]] = deque()
         self._weight = 0  # bytes that wait or run
@@ -83,6 +85,8 @@ class Batcher(Generic[P]):
             batch = self._take()
             if batch:
                 await self._serve(batch)
+                if self._tidy is not None:
+                    await self._tidy()
             elif self._is_closed:
                 return
             else:

@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,9 +25,10 @@ T = TypeVar("T")
 BUSY_SECONDS = 5.0  # another program that holds the file longer than this is an outage
 LOCK_SECONDS = 10.0
 READERS = 2
+ROWS_TOGETHER = (32, 16, 8, 4, 2, 1)  # in one statement; bodies are copied when they are bound, so not more
 MOST_READS = 1_000  # waiting for one connection
-CHECKPOINT_CHANGES = 2_000  # rows, which is about the 1,000 pages of SQLite's own rule
-CHECKPOINT_BYTES = 4 * 1024 * 1024
+CHECKPOINT_CHANGES = 8_000  # rows: four times the 1,000 pages of SQLite's own rule, since each one syncs the whole file
+CHECKPOINT_BYTES = 8 * 1024 * 1024
 
 # Primary result codes, https://www.sqlite.org/rescode.html
 OUTAGES = {
@@ -58,6 +60,24 @@ def one_by_one(work: Callable[[Tx, A], R]) -> Work[A, R]:
         return [work(tx, argument) for argument in arguments]
 
     return many
+
+
+class Insert:
+    """Writes many rows by few statements: after each one its thread waits for its turn among the others."""
+
+    def __init__(self, into: str, columns: str, conflict: str) -> None:
+        row = f"({', '.join('?' * len(columns.split(',')))})"
+        self._statements = [
+            (size, f"INSERT INTO {into} ({columns}) VALUES {', '.join([row] * size)} {conflict}")  # noqa: S608  # names only
+            for size in ROWS_TOGETHER
+        ]
+
+    def write(self, db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        done = 0
+        for size, statement in self._statements:
+            while len(rows) - done >= size:
+                db.execute(statement, tuple(chain.from_iterable(rows[done : done + size])))
+                done += size
 
 
 class Connection(aiosqlite.Connection):
@@ -187,10 +207,11 @@ class Access:
         self._readers = [_Reader(reader) for reader in readers]
         self._watcher = watcher
         self._wrote = asyncio.Event()
+        self._writes = self._writes_seen = 0
         self._is_closed = False
         self._changes = 0
         self._bytes = 0
-        self._batcher: Batcher[_Piece] = Batcher(self._run)
+        self._batcher: Batcher[_Piece] = Batcher(self._run, tidy=self._checkpoint)
 
     async def write(
         self, work: Work[A, R], argument: A, *, weight: int = 0, undo: Callable[[R], tuple[Work[Any, Any], Any]] | None = None
@@ -234,28 +255,31 @@ class Access:
                 await self._drop_writer()
             raise translate(error) from error
         if has_changed:
+            self._writes += 1
             self._wrote.set()
-            self._wrote = asyncio.Event()
         return answers
 
     def _transact(self, db: sqlite3.Connection, pieces: Sequence[_Piece]) -> tuple[list[Any], bool]:
         before = db.total_changes
-        with self._lock.held():
-            with transaction(db):
-                answers = _do(Tx(db, self.node), pieces)
-            changes = db.total_changes - before
-            self._changes += changes
-            if self._changes > CHECKPOINT_CHANGES or self._bytes > CHECKPOINT_BYTES:
-                self._checkpoint(db)
+        with self._lock.held(), transaction(db):
+            answers = _do(Tx(db, self.node), pieces)
+        changes = db.total_changes - before
+        self._changes += changes
         return answers, changes > 0
 
-    def _checkpoint(self, db: sqlite3.Connection) -> None:
+    async def _checkpoint(self) -> None:
         """What is committed stays committed, so a checkpoint that fails is tried again later and fails no caller."""
+        if self._writer is None or (self._changes <= CHECKPOINT_CHANGES and self._bytes <= CHECKPOINT_BYTES):
+            return
         self._changes = self._bytes = 0
         try:
-            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except sqlite3.Error:
+            await self._writer.run(self._move_log)
+        except (sqlite3.Error, OSError, StoreUnavailable):
             self._changes = CHECKPOINT_CHANGES
+
+    def _move_log(self, db: sqlite3.Connection) -> None:
+        with self._lock.held():
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     async def _drop_writer(self) -> None:
         writer, self._writer = self._writer, None

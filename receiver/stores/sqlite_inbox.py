@@ -3,15 +3,18 @@
 # ruff: noqa: S608  # only names of columns and fixed conditions are put into statements; values are bound
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import msgspec
 
 from receiver.model import Notice
 from receiver.stores.base import NoticeBound, NoticeOutcome
 from receiver.stores.rows import AMONG, NOTICES, json_text
-from receiver.stores.sqlite_access import Access, Tx, one_by_one
+from receiver.stores.sqlite_access import Access, Insert, Tx, one_by_one
 
-INSERT_NOTICE = f"INSERT INTO notices ({NOTICES.columns}) VALUES ({NOTICES.marks}) ON CONFLICT (id) DO NOTHING"
+INSERT_NOTICES = Insert("notices", NOTICES.columns, "ON CONFLICT (id) DO NOTHING")
 SETTLE_NOTICE = (
     "UPDATE notices SET outcome = ?, status = coalesce(?, status), job_id = coalesce(?, job_id), reason = ?,"
     " remote_id = coalesce(?, remote_id), claimed_by = NULL"
@@ -25,9 +28,7 @@ def outcome_row(outcome: NoticeOutcome) -> tuple[Any, ...]:
 
 
 def keep_notices(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound]]) -> list[bool]:
-    ids = json_text(list({notice.submission_id for notice, _ in asked if notice.submission_id is not None}))
-    rows = tx.db.execute(f"SELECT submission_id, callbacks, bytes FROM inboxes WHERE submission_id {AMONG}", (ids,))
-    kept: dict[str, tuple[int, int]] = {submission_id: (callbacks, size) for submission_id, callbacks, size in rows}
+    kept = _read_inboxes(tx.db, {notice.submission_id for notice, _ in asked if notice.submission_id is not None})
     changed: set[str] = set()
     keep, answers = [], []
     for notice, bound in asked:
@@ -41,11 +42,21 @@ def keep_notices(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound]]) -> list[bo
         if has_room:
             keep.append(NOTICES.encode(notice))
         answers.append(has_room)
-    tx.db.executemany(INSERT_NOTICE, keep)
-    tx.db.executemany(
-        "INSERT OR REPLACE INTO inboxes (submission_id, callbacks, bytes) VALUES (?, ?, ?)", [(one, *kept[one]) for one in changed]
+    INSERT_NOTICES.write(tx.db, keep)
+    tx.db.execute(
+        "INSERT OR REPLACE INTO inboxes (submission_id, callbacks, bytes)"
+        " SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?)",
+        (json_text([(one, *kept[one]) for one in sorted(changed)]),),
     )
     return answers
+
+
+def _read_inboxes(db: sqlite3.Connection, submission_ids: Iterable[str]) -> dict[str, tuple[int, int]]:
+    (found,) = db.execute(
+        f"SELECT json_group_array(json_array(submission_id, callbacks, bytes)) FROM inboxes WHERE submission_id {AMONG}",
+        (json_text(list(submission_ids)),),
+    ).fetchone()
+    return {submission_id: (callbacks, size) for submission_id, callbacks, size in msgspec.json.decode(found)}
 
 
 @one_by_one

@@ -322,18 +322,23 @@ class UpkeepPart(Access):
     async def wait_for_change(self, timeout: timedelta) -> bool:
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + timeout.total_seconds()
-        seen = self._seen_version
-        while True:
-            wrote = self._wrote
+        while not self._has_written():  # what we wrote ourselves we know without asking
             version = await self.data_version()
-            if version != seen:
+            if version != self._seen_version:
                 self._seen_version = version
                 return True
             left = ends_at - loop.time()
             if left <= 0:
                 return False
             with suppress(TimeoutError):
-                await asyncio.wait_for(wrote.wait(), min(left, LOOK_EVERY.total_seconds()))
+                await asyncio.wait_for(self._wrote.wait(), min(left, LOOK_EVERY.total_seconds()))
+        return True
+
+    def _has_written(self) -> bool:
+        """Whether we have since this was asked last."""
+        self._wrote.clear()
+        seen, self._writes_seen = self._writes_seen, self._writes
+        return seen != self._writes
 
     async def bury_dead_nodes(self) -> int:
         return await self.write(_bury, self._node_file)
