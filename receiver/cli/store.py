@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from receiver.cli.moving import move_installation
 from receiver.cli.output import print_json
 from receiver.cli.session import Session, pass_session, run_async, shows_json
 from receiver.config import StoreConfig
@@ -22,19 +23,24 @@ from receiver.sweeper import BATCH, ORPHAN_RETENTION
 
 
 @click.command()
-@click.option("--from", "source", metavar="URL", help="Copy the installation at this sqlite:/// URL …")
-@click.option("--to", "target", metavar="URL", help="… to this one, which must not be there yet.")
+@click.option("--from", "source", metavar="URL", help="Take the installation at this sqlite:/// URL …")
+@click.option("--to", "target", metavar="URL", help="… to this sqlite:/// or postgresql:// URL, where nothing is yet.")
 @shows_json
 @pass_session
 def migrate(session: Session, source: str | None, target: str | None, as_json: bool) -> None:
     """Bring the configured database up to date; the server does the same at its start.
 
-    With --from and --to copy an installation, database and secret, while it may be running.
+    With --from and --to a file: copy an installation, database and secret, while it may be running. With --to a PostgreSQL database:
+    move it there, after every server that works with the file was stopped. Killed on the way, it goes on when it is run again.
     """
     if (source is None) != (target is None):
         raise click.UsageError("--from and --to belong together.")
     if source is not None and target is not None:
-        origin, copy = sqlite_path(source, "--from"), sqlite_path(target, "--to")
+        origin = sqlite_path(source, "--from")
+        if is_postgres(target):
+            move_installation(origin, target, as_json=as_json)
+            return
+        copy = sqlite_path(target, "--to")
         copy_installation(origin, copy)
         print_json({"from": str(origin), "to": str(copy)}) if as_json else click.echo(f"Copied {origin} to {copy}.")
         return
@@ -87,7 +93,7 @@ def sqlite_path(url: str, option: str) -> Path:
     except ValueError as error:
         raise click.BadParameter(f"{error}", param_hint=option) from None
     if not found.startswith("sqlite:"):
-        raise click.BadParameter("copies only sqlite:/// databases", param_hint=option)
+        raise click.BadParameter("must be a sqlite:/// database; PostgreSQL is copied by its own pg_dump", param_hint=option)
     return path_of(found)
 
 

@@ -17,9 +17,7 @@ def open_store(url: str, *, listen_url: str = "", clock: Clock | None = None) ->
     """
     scheme = url.partition(":")[0]
     if scheme in ("postgresql", "postgres"):
-        if find_spec("asyncpg") is None:
-            detail = 'PostgreSQL needs a driver: pip install "callback-receiver[postgres]"'
-            raise ConfigError([Mistake("", "store.url", detail)])
+        need_driver()
         from receiver.stores.postgres import open_postgres
 
         return open_postgres(url, listen_url=listen_url, clock=clock or SystemClock())
@@ -31,3 +29,10 @@ def open_store(url: str, *, listen_url: str = "", clock: Clock | None = None) ->
     from receiver.stores.sqlite import open_sqlite
 
     return open_sqlite(url)
+
+
+def need_driver() -> None:
+    """ConfigError where PostgreSQL cannot be spoken to."""
+    if find_spec("asyncpg") is None:
+        detail = 'PostgreSQL needs a driver: pip install "callback-receiver[postgres]"'
+        raise ConfigError([Mistake("", "store.url", detail)])

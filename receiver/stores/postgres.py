@@ -8,22 +8,22 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 import structlog
 
 from receiver.clock import Clock
 from receiver.ending import finish
-from receiver.errors import ConfigError, Mistake
 from receiver.stores.migrate import load_migrations
 from receiver.stores.postgres_access import POOL, STATEMENT_SECONDS, keep_session, translate
 from receiver.stores.postgres_changes import LOOK_EVERY, Changes
 from receiver.stores.postgres_clock import DatabaseClock
+from receiver.stores.postgres_connecting import CONNECT_SECONDS, connected, name_of
 from receiver.stores.postgres_deliveries import DeliveriesPart
 from receiver.stores.postgres_inbox import InboxPart
 from receiver.stores.postgres_keys import KeysPart
 from receiver.stores.postgres_migrate import migrate_postgres
+from receiver.stores.postgres_moving import refuse_half_moved
 from receiver.stores.postgres_nodes import NodesPart, make_node
 from receiver.stores.postgres_polls import PollsPart
 from receiver.stores.postgres_pruning import PruningPart
@@ -31,11 +31,6 @@ from receiver.stores.postgres_reading import ReadingPart
 from receiver.stores.postgres_settling import SettlingPart
 from receiver.stores.postgres_submissions import SubmissionsPart
 from receiver.stores.postgres_upkeep import UpkeepPart
-
-CONNECT_SECONDS = 5.0
-
-# Nothing that waiting would cure: https://www.postgresql.org/docs/current/errcodes-appendix.html
-UNUSABLE = ("28", "3D", "3F", "42501", "0A")
 
 log = structlog.get_logger("receiver.stores")
 
@@ -94,9 +89,11 @@ async def open_postgres(url: str, *, listen_url: str = "", clock: Clock) -> Asyn
 
 
 async def _open(url: str, listen_url: str, clock: Clock) -> PostgresStore:
-    is_pooled = await _usable(url, "store.url", _prepare, url) or bool(listen_url)
+    async with connected(url, "store.url") as connection:
+        is_pooled = await _prepare(connection, url) or bool(listen_url)
     if listen_url:
-        await _usable(listen_url, "store.listen_url", _is_reachable)
+        async with connected(listen_url, "store.listen_url") as connection:
+            await connection.execute("SELECT 1")
     options = {"statement_cache_size": 0} if is_pooled else {}
     listen = partial(_listen, listen_url or url) if listen_url or not is_pooled else None
     pool = asyncpg.create_pool(
@@ -116,40 +113,10 @@ async def _open(url: str, listen_url: str, clock: Clock) -> PostgresStore:
     return store
 
 
-async def _usable(url: str, key: str, work: Callable[..., Awaitable[bool]], *arguments: Any) -> bool:
-    """Do this over a connection of its own, without statements that a pooler would lose. ConfigError where waiting would not help."""
-    try:
-        connection = await asyncpg.connect(url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS, statement_cache_size=0)
-        try:
-            return await work(connection, *arguments)
-        finally:
-            await connection.close(timeout=CONNECT_SECONDS)
-    except asyncpg.PostgresError as error:
-        if error.sqlstate is not None and error.sqlstate.startswith(UNUSABLE):
-            raise _unusable(url, key, error) from None
-        raise translate(error) from error
-    except (ValueError, asyncpg.ClientConfigurationError) as error:
-        raise _unusable(url, key, error) from None
-    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
-        raise translate(error) from error
-
-
-def _unusable(url: str, key: str, error: Exception) -> ConfigError:
-    password = urlsplit(url).password
-    detail = f"{_name(url)} cannot be used: {error}"
-    return ConfigError([Mistake("", key, detail.replace(password, "***") if password else detail)])
-
-
-def _name(url: str) -> str:
-    """The address without who, with what password, and how."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{'***@' if '@' in parts.netloc else ''}{host}{parts.path}"
-
-
 async def _prepare(connection: Any, url: str) -> bool:
     """Bring the database up to date. True when a pooler stands before it: then the process that answers is not the one that greeted us."""
-    await migrate_postgres(connection, _name(url), load_migrations("postgres"))
+    await migrate_postgres(connection, name_of(url), load_migrations("postgres"))
+    await refuse_half_moved(connection, name_of(url))
     await connection.execute("BEGIN")
     found = await connection.fetchrow("SELECT current_setting('fsync'), current_setting('synchronous_commit'), pg_backend_pid()")
     await connection.execute("COMMIT")
@@ -160,11 +127,6 @@ async def _prepare(connection: Any, url: str) -> bool:
             )
     is_pooled: bool = found[2] != connection.get_server_pid()
     return is_pooled
-
-
-async def _is_reachable(connection: Any) -> bool:
-    await connection.execute("SELECT 1")
-    return True
 
 
 async def _listen(url: str) -> Any:

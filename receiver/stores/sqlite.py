@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from receiver.ending import finish
 from receiver.errors import ConfigError, Mistake
 from receiver.stores.migrate import load_migrations, migrate_sqlite
+from receiver.stores.moved import refuse_moved
 from receiver.stores.sqlite_access import READERS, Connection, FileLock, close_connection, connect, primary_code, translate
 from receiver.stores.sqlite_deliveries import DeliveriesPart
 from receiver.stores.sqlite_inbox import InboxPart
@@ -98,6 +99,7 @@ async def _open_usable(path: Path) -> SQLiteStore:
 
 def _migrate(db: sqlite3.Connection, path: Path, lock: FileLock) -> None:
     with lock.held():
+        refuse_moved(path)
         migrate_sqlite(db, path, load_migrations("sqlite"))
 
 

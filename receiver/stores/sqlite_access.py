@@ -116,16 +116,17 @@ async def connect(path: Path, lock: FileLock | None = None) -> Connection:
 
 def _open_writer(path: Path, lock: FileLock) -> sqlite3.Connection:
     with lock.held():  # the first one turns the file to WAL, the first one after a crash recovers it
-        return _open(path)
+        return open_connection(path)
 
 
 def _open_reader(path: Path) -> sqlite3.Connection:
-    db = _open(path)
+    db = open_connection(path)
     db.execute("PRAGMA query_only = ON")
     return db
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def open_connection(path: Path) -> sqlite3.Connection:
+    """As all of ours are; who is not a reader holds the lock."""
     db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
         db.execute("PRAGMA journal_mode = WAL")

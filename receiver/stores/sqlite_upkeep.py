@@ -85,6 +85,12 @@ def _bury(tx: Tx, own: NodeFile) -> int:
     return buried
 
 
+def find_living(folder: Path) -> list[str]:
+    """The nodes whose files are held."""
+    names = sorted(path.name for path in folder.iterdir() if NODE_NAME.fullmatch(path.name)) if folder.is_dir() else []
+    return [name for name in names if not _is_dead(folder / name)]
+
+
 def _is_dead(path: Path) -> bool:
     """Nodes come and are buried under the file lock, so nobody is just about to lock a file that is free."""
     try:

@@ -34,6 +34,7 @@ def has_answer(settlements: Any) -> bool:
 
 
 STORE = "receiver.stores.sqlite_"
+MOVE = "receiver.stores.postgres_moving:Target."
 SEAMS = {
     # the submit: each write, and the answer that is not written yet
     "submit.created": Seam(f"{STORE}submissions:SubmissionsPart.create_submission"),
@@ -60,9 +61,18 @@ SEAMS = {
     "storage.named": Seam("receiver.handlers.storage:Part.finish"),
     "storage.recorded": Seam(f"{STORE}deliveries:DeliveriesPart.record_stored"),
     "storage.told": Seam(f"{STORE}deliveries:DeliveriesPart.emit"),
-    # the schema, and the end
+    # the schema
     "migration.half": Seam("receiver.stores.migrate:split_statements"),
     "migration.done": Seam("receiver.stores.migrate:_apply"),
+    # a move into another database
+    "move.noted": Seam("receiver.stores.moving:write_note"),
+    "move.begun": Seam(f"{MOVE}begin"),
+    "move.uncommitted": Seam("asyncpg.connection:Connection.copy_records_to_table", lambda seen: seen.arguments[1] == "events"),
+    "move.part": Seam(f"{MOVE}take", lambda seen: seen.arguments[1].name == "notices"),
+    "move.copied": Seam("receiver.stores.moving:_compare", is_before=True),
+    "move.compared": Seam(f"{MOVE}finish", is_before=True),
+    "move.finished": Seam(f"{MOVE}finish"),
+    # the end
     "shutdown.begun": Seam("receiver.app:House._stop", is_before=True),
     "shutdown.leaving": Seam("receiver.stores.sqlite_access:Access._close_writer", is_before=True),
 }
