@@ -24,7 +24,7 @@ from receiver.simulator import Served
 from tests.crash import seams
 
 BOUND = 60.0  # seconds: a wait that takes longer is a failure
-PROVIDERS = ("huzz", "elkapi", "oxen", "pixazo", "hoox")
+PROVIDERS = ("huzz", "elkapi", "oxen", "pixazo", "hoox", "replicate", "fal", "openai")
 RECORDER = "crash_recorder"
 ROOT = Path(receiver.__file__).resolve().parents[1]
 
@@ -48,7 +48,7 @@ async def until(condition: Callable[[], Any], seconds: float = BOUND, tell: Call
         if value:
             return value
         assert time.monotonic() < ends_at, f"waited {seconds:g} s in vain; {tell()}"
-        await asyncio.sleep(max(0.02, 3 * (time.monotonic() - began)))  # a question that costs much is asked less often
+        await asyncio.sleep(min(2.0, max(0.02, 3 * (time.monotonic() - began))))  # a question that costs much is asked less often
 
 
 class Process:
@@ -206,15 +206,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "oxen": {"model": "kling-video-v2-6-pro-text-to-video"},
     "pixazo": {"model": "hunyuan-image"},
     "hoox": {"model": "veo-3.1", "media": "video"},
+    "replicate": {"model": "black-forest-labs/flux-schnell"},
+    "fal": {"model": "fal-ai/flux/dev"},
+    "openai": {"model": "sora-2"},
 }
-RECORDING = """import json, pathlib
+RECORDING = """import json, pathlib, time
 
 FILE = pathlib.Path(__file__).parent / "events.jsonl"
 
 async def handle(event, context):
     error = event.data["job"]["error"]
+    run = {"id": event.id, "type": event.type, "job": event.subject, "code": error and error["code"], "at": time.time()}
     with FILE.open("a") as file:
-        file.write(json.dumps({"id": event.id, "type": event.type, "job": event.subject, "code": error and error["code"]}) + "\\n")
+        file.write(json.dumps(run) + "\\n")
 """
 
 
@@ -247,12 +251,19 @@ async def open_house(
 
 
 def configuration(sim: Served, server: str, url: str, polling: str, *, outputs: str) -> str:
-    limits = 'rate_limit = "100000/m"\nsubmit_attempts = 3'
+    limits = {"rate_limit": "100000/m", "submit_attempts": 3}
     accounts = "\n".join(
-        f'[providers.{name}]\napi_key = "key-of-{name}"\nbase_url = "{sim.base_url(name)}"\n{limits}' for name in PROVIDERS
+        "\n".join([f"[providers.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())])
+        for name, settings in ((name, {"api_key": f"key-of-{name}", **sim.settings(name), **limits}) for name in PROVIDERS)
     )
     retry = 'retry = {attempts = 100, first = "0.2s", max = "1s"}'
-    archive = f'[[handlers]]\nname = "archive"\nuse = "storage"\nevents = ["job.succeeded"]\n{retry}\noptions = {{path = "{outputs}"}}'
+    archive = f'''[[handlers]]
+name = "archive"
+use = "storage"
+events = ["job.succeeded"]
+concurrency = 16
+{retry}
+options = {{path = "{outputs}"}}'''
     return f"""
 [server]
 {server}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import httpx
@@ -32,13 +32,17 @@ class Operator:
             return False
 
     async def _resolve_all(self, jobs: list[dict[str, Any]]) -> bool:
-        expected = [job for job in jobs if job["status"] in OPEN or is_asked_again(job)]
+        expected = [job for job in jobs if job["status"] in OPEN or self._is_asked_again(job)]
         if expected:
             self.waits_for = f"{len(expected)} jobs, such as {expected[0]}"
             return False
         lost = [job for job in jobs if job["status"] == "unconfirmed"]
+        taken = self._taken() if lost else {}
+        families: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        for job in jobs:
+            families[job["submission_id"]].append(job)
         for job in lost:
-            await self._resolve(job, jobs)
+            await self._resolve(job, families[job["submission_id"]], taken[self.house.prompts[job["submission_id"]]])
         deliveries = await self.house.open_deliveries()
         self.waits_for = f"{len(lost)} unconfirmed jobs, {deliveries} deliveries"
         return not lost and not deliveries
@@ -46,10 +50,14 @@ class Operator:
     def tell(self) -> str:
         return f"waited for {self.waits_for}"
 
-    async def _resolve(self, job: dict[str, Any], jobs: list[dict[str, Any]]) -> None:
-        family = [one for one in jobs if one["submission_id"] == job["submission_id"]]
-        prompt = self.house.prompts[job["submission_id"]]
-        taken = [one for entry in self.house.sim.simulator.ledger.submits if entry.prompt == prompt for one in entry.job_ids]
+    def _taken(self) -> defaultdict[str, list[str]]:
+        """The provider's ids, by prompt."""
+        taken: defaultdict[str, list[str]] = defaultdict(list)
+        for entry in self.house.sim.simulator.ledger.submits:
+            taken[entry.prompt] += entry.job_ids
+        return taken
+
+    async def _resolve(self, job: dict[str, Any], family: list[dict[str, Any]], taken: list[str]) -> None:
         free = [one for one in taken if one not in {other["remote_id"] for other in family}]
         body = {"remote_id": free[0]} if free else {"abandon": True}
         answer = await self.house.api.post(f"/v1/jobs/{job['id']}/resolve", json=body)
@@ -57,7 +65,7 @@ class Operator:
             family[family.index(job)].update(answer.json())
             self.said["unconfirmed, found by the operator" if free else "unconfirmed, never taken"] += 1
 
-
-def is_asked_again(job: dict[str, Any]) -> bool:
-    """It expired, and the provider will tell yet."""
-    return bool(job["status"] == "expired" and job["remote_id"])
+    def _is_asked_again(self, job: dict[str, Any]) -> bool:
+        """It expired, and the provider will tell yet."""
+        has_end = " stuck" not in self.house.prompts.get(job["submission_id"], "")
+        return bool(job["status"] == "expired" and job["remote_id"] and has_end)
