@@ -15,7 +15,7 @@ from receiver.errors import ConfigError
 if TYPE_CHECKING:
     from receiver.app import Plan
     from receiver.client import Client
-    from receiver.config import Config
+    from receiver.config import Config, ServerConfig
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -71,10 +71,22 @@ class Session:
         url = self.server or os.environ.get(URL_VARIABLE) or None
         key = os.environ.get(KEY_VARIABLE) or None
         if url is None:
-            url = server_address(self.config.server.host, self.config.server.port)
+            url = server_address(self._server_config.host, self._server_config.port)
         if key is None:
-            key = next(iter(self.config.server.api_keys), None)
+            key = next(iter(self._server_config.api_keys), None)
         return Client(url, key)
+
+    @property
+    def _server_config(self) -> ServerConfig:
+        """Where the server is. Other mistakes are for the server to complain of: who only asks it need not have the keys of providers."""
+        try:
+            return self.config.server
+        except ConfigError as error:
+            rooms = {mistake.key.partition(".")[0] for mistake in error.mistakes if not mistake.key.startswith("server.secrets")}
+            if error.rest is None or rooms & {"", "server"}:
+                raise
+            server: ServerConfig = error.rest.server
+            return server
 
     def ask(self, question: Callable[[Client], Awaitable[T]]) -> T:
         """The answer of the server to something asked through a client."""
@@ -146,7 +158,7 @@ def with_further_mistakes(error: ConfigError) -> ConfigError:
     except ConfigError as more:
         known = [mistake.key for mistake in error.mistakes]
         further = [mistake for mistake in more.mistakes if not any(are_related(mistake.key, key) for key in known)]
-        return ConfigError([*error.mistakes, *(mistake for mistake in further if not mistake.key.startswith("handlers.."))])
+        return ConfigError([*error.mistakes, *(mistake for mistake in further if not mistake.key.startswith("handlers.."))], error.rest)
     return error
 
 

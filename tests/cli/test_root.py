@@ -78,6 +78,17 @@ def test_a_server_that_is_not_there_is_code_3(receiver):
     assert "there is no server at http://127.0.0.1:" in result.stderr
 
 
+def test_who_only_asks_the_server_need_not_have_what_the_server_has(receiver, tmp_path):
+    text = f'[server]\nport = {free_port()}\nsecrets = ["${{RECEIVER_SECRET}}"]\n[providers.pixazo]\napi_key = "${{PIXAZO_API_KEY}}"\n'
+    (tmp_path / "receiver.toml").write_text(text)
+    result = receiver("jobs")
+    assert (result.exit_code, "there is no server at" in result.stderr) == (3, True)
+    (tmp_path / "receiver.toml").write_text(text.replace("[providers", 'api_keys = ["${RECEIVER_API_KEY}"]\n[providers'))
+    result = receiver("jobs")
+    assert (result.exit_code, "RECEIVER_API_KEY is not set" in result.stderr) == (2, True)
+    assert receiver("jobs", RECEIVER_API_KEY="k" * 20).exit_code == 3
+
+
 def test_an_address_that_is_none_is_code_3_without_a_traceback(receiver):
     result = receiver("jobs", RECEIVER_URL="nonsense")
     assert (result.exit_code, "nonsense" in result.stderr) == (3, True)
