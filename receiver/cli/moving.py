@@ -41,8 +41,10 @@ def move_installation(path: Path, url: str, *, as_json: bool) -> None:
     if as_json:
         print_json({"from": str(path), "to": hide_passwords(url), "rows": counts})
         return
-    click.echo(f"Moved {path} to {hide_passwords(url)}: {sum(counts.values()):,} rows, each one compared. It stays, and no server starts")
-    click.echo("on it any more. Every node's configuration now needs, as the signature of callbacks that are under way does not change:\n")
+    click.echo(f"Moved {path} to {hide_passwords(url)}: {sum(counts.values()):,} rows, each one compared.")
+    click.echo(
+        "The file stays, and no server starts on it any more. For every node (the secret has signed callbacks that are under way):\n"
+    )
     click.echo(f'[server]\nsecrets = {secrets_of(path)}\n[store]\nurl = "{hide_passwords(url)}"')
 
 
