@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -76,14 +77,27 @@ def replay(session: Session, delivery_id: str | None, is_sure: bool, as_json: bo
         print_json(delivery) if as_json else show([delivery], empty="")
         return
     if not is_sure:
-        confirm(wanted)
-    count = session.ask(lambda client: client.replay_all(**wanted))
-    print_json({"replayed": count}) if as_json else click.echo(f"{count} deliveries start anew.")
+        confirm(wanted, lambda: session.ask(lambda client: count(client, wanted)))
+    replayed = session.ask(lambda client: client.replay_all(**wanted))
+    if as_json:
+        print_json({"replayed": replayed})
+    else:
+        click.echo(f"{replayed} {'delivery starts' if replayed == 1 else 'deliveries start'} anew.")
 
 
-def confirm(wanted: dict[str, str]) -> None:
-    """Ask a person; a program says --yes."""
+async def count(client: Client, wanted: Mapping[str, str]) -> str:
+    """How many would be delivered again, as far as one page tells."""
+    filters = {name: value for name, value in wanted.items() if name != "event_type"}
+    page = await client.deliveries(**filters, limit=MAX_PAGE)
+    fitting = [
+        each for each in page["deliveries"] if each["state"] in REPLAYABLE and wanted.get("event_type") in (None, each["event_type"])
+    ]
+    return f"{len(fitting)} or more" if page["next_cursor"] else str(len(fitting))
+
+
+def confirm(wanted: Mapping[str, str], count: Callable[[], str]) -> None:
+    """Ask a person, who is told how many; a program says --yes."""
     if not sys.stdin.isatty():
         raise click.UsageError("This starts many deliveries anew; say --yes to do it without being asked.")
-    which = ", ".join(f"{name.removesuffix('_id')} {value}" for name, value in wanted.items())
-    click.confirm(f"Deliver again all with {which}?", abort=True, err=True)
+    which = ", ".join(f"{name.removesuffix('_id').replace('_', ' ')} {value}" for name, value in wanted.items())
+    click.confirm(f"Deliver again all with {which} ({count()})?", abort=True, err=True)

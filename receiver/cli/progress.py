@@ -13,6 +13,7 @@ from receiver.cli.output import console, cost, lasting, plain, print_lines, shor
 from receiver.client import FINAL, Client, Job, NotReachable
 
 LOOK_EVERY = 1.0  # seconds between two looks at the progress
+BAR = 20  # characters
 FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
@@ -53,26 +54,32 @@ class Board:
 
     def render(self) -> Table:
         self._frame += 1
+        now = datetime.now(UTC)
         table = Table.grid(padding=(0, 1))
         for job in self.jobs.values():
-            table.add_row(self._sign(job), plain(job["id"]), status(job["status"]), self._bar(job), plain(self._age(job)))
+            table.add_row(sign(job, self._frame), plain(job["id"]), status(job["status"]), bar(job), plain(age(job, now)))
         return table
 
-    def _sign(self, job: Job) -> Text:
-        if job["status"] in FINAL:
-            return Text("✓", "green") if job["status"] == "succeeded" else Text("✗", "bold red")
-        return Text(FRAMES[self._frame % len(FRAMES)], "cyan")
 
-    def _bar(self, job: Job) -> Text:
-        if job["progress"] is None:
-            return Text("")
-        full = round(20 * min(max(job["progress"], 0), 1))
-        return Text("━" * full, "green") + Text("━" * (20 - full), "dim") + Text(f" {job['progress']:.0%}")
+def sign(job: Job, frame: int) -> Text:
+    """How it ended, or that it moves."""
+    if job["status"] in FINAL:
+        return Text("✓", "green") if job["status"] == "succeeded" else Text("✗", "bold red")
+    return Text(FRAMES[frame % len(FRAMES)], "cyan")
 
-    def _age(self, job: Job) -> str:
-        if job["finished_at"]:
-            return took(job["created_at"], job["finished_at"])
-        return lasting((datetime.now(UTC) - datetime.fromisoformat(job["created_at"])).total_seconds())
+
+def bar(job: Job) -> Text:
+    if job["progress"] is None or job["status"] in FINAL:
+        return Text("")
+    full = round(BAR * min(max(job["progress"], 0), 1))
+    return Text("━" * full, "green") + Text("━" * (BAR - full), "dim") + Text(f" {job['progress']:.0%}")
+
+
+def age(job: Job, now: datetime) -> str:
+    """How long it took, or takes already."""
+    if job["finished_at"]:
+        return took(job["created_at"], job["finished_at"])
+    return lasting((now - datetime.fromisoformat(job["created_at"])).total_seconds())
 
 
 def show_jobs(jobs: list[Job]) -> None:

@@ -31,8 +31,8 @@ class Terminal:
         os.close(slave)
         self.text = ""
 
-    def read_until(self, condition):
-        end = time.monotonic() + BOUND
+    def read_until(self, condition, bound=BOUND):
+        end = time.monotonic() + bound
         while not condition(self.text):
             readable, _, _ = select.select([self._master], [], [], 0.05)
             assert time.monotonic() < end, self.text
