@@ -51,7 +51,7 @@ class Streams:
         name = account.name
         task = self._tasks.get(name)
         is_held = task is not None and not task.done()
-        is_needed = await self._store.count_polls(name) > 0
+        is_needed = await self._store.has_open_jobs(name)
         if is_held:
             if not await self._store.take_lease(f"stream:{name}", now, LEASE):
                 await self._close(name)  # another process took over while we were away

@@ -349,7 +349,7 @@ class TestPlans:
 
     def is_long(self, statement, line):
         """A scan is short over the few parameters, leases or claims, or along an index up to a limit."""
-        if not line.startswith("SCAN ") or re.match(r"SCAN (json_each|claimed|(pair|share) VIRTUAL|later|CONSTANT|\(|leases)", line):
+        if not line.startswith("SCAN ") or re.match(r"SCAN (json_each|claimed|(pair|share|wanted) VIRTUAL|later|CONSTANT|\(|leases)", line):
             return False
         return not (line.endswith("INDEX notices_claimed") or (" INDEX " in line and re.search(r"LIMIT \d+$", statement)))
 
@@ -400,7 +400,7 @@ class TestPlans:
         await store.release_polls([poll for poll, _ in polls])
         for by in ({"job_ids": [job.id]}, {"submission_id": job.submission_id}, {"provider": "elkapi"}):
             await store.poll_now(NOW, **by)
-        await store.count_polls("elkapi")
+        await store.has_open_jobs("elkapi")
         ((delivery, _),) = await store.claim_deliveries(NOW, {"archive": 10, "log": 10})
         await store.finish_delivery(replace(delivery, state=DeliveryState.DEAD))
         for by in (DeliveryFilter(handler="archive"), DeliveryFilter(job_id=job.id), DeliveryFilter(state=DeliveryState.DEAD)):

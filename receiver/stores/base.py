@@ -288,8 +288,8 @@ class Polls(Protocol):
         cancel first. A job without a poll but with a remote id (expired long ago) gets one. How many changed."""
         ...
 
-    async def count_polls(self, provider: str) -> int:
-        """Jobs of this account that are open and have a remote id: whether a stream is worth holding."""
+    async def has_open_jobs(self, provider: str) -> bool:
+        """Whether any job of this account is open and has a remote id: then a stream is worth holding."""
         ...
 
 
@@ -346,7 +346,8 @@ class Reading(Protocol):
     async def read_notice(self, notice_id: str) -> Notice | None: ...
 
     async def read_notices(self, filter: NoticeFilter, limit: int, cursor: str | None, most_raw: int = MOST_RAW) -> Page[Notice]:
-        """Newest first. `most_raw` as for a timeline."""
+        """Newest first. At most 10,000 notices are looked at for a page, so one with a cursor may have fewer rows than `limit`, or none.
+        `most_raw` as for a timeline."""
         ...
 
     async def read_delivery(self, delivery_id: str) -> Delivery | None: ...

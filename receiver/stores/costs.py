@@ -46,7 +46,8 @@ def select_costs(filter: JobFilter, by: Sequence[str], limit: int, dialect: Dial
     refunded = ", ".join(f"'{status}'" for status in REFUNDED)
     terms = [*terms, "job.cost IS NOT NULL", f"job.status NOT IN ({refunded})"]
     columns = ", ".join([*fields, f"{dialect.unit} AS unit", f"{dialect.amount} AS amount"])
-    paid = f"SELECT {columns} FROM {source} WHERE {' AND '.join(terms)}"
+    # The limit is none: it keeps SQLite from going through a whole index in the order of the groups.
+    paid = f"SELECT {columns} FROM {source} WHERE {' AND '.join(terms)} LIMIT {2**63 - 1}"
     groups = ", ".join([*names, "unit"])
     return f"SELECT {groups}, sum(amount), count(*) FROM ({paid}) AS paid GROUP BY {groups} LIMIT ?", [*values, *wanted, limit + 1]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -18,16 +18,16 @@ T = TypeVar("T")
 Statement = tuple[str, list[Any]]
 TIMELINE_ROWS = 1_000  # of each kind
 SET_ASIDE = "outcome IN ('unreadable', 'mismatched', 'waiting', 'refuted', 'orphan')"  # as in the index
-# Among the last ones only: there is no index by channel, and there may be millions of answers to polls.
+LOOKED_AT = 10_000  # notices for one page or answer where no index leads to them; there may be millions of answers to polls
 LAST_CALLBACK = (
-    "SELECT max(at) FROM (SELECT channel, at FROM notices ORDER BY arrival DESC LIMIT 10000) AS latest WHERE channel = 'callback'"
+    f"SELECT max(at) FROM (SELECT channel, at FROM notices ORDER BY arrival DESC LIMIT {LOOKED_AT}) AS latest WHERE channel = 'callback'"
 )
 
 _parse_place = msgspec.json.Decoder(tuple[int, str]).decode
 
 
 # A notice's row with the size of its body in place of the body, which may be 16 MiB.
-NOTICE_HEADS = ", ".join("length(body)" if field == "body" else field for field in NOTICES.fields)
+NOTICE_HEADS = ", ".join("length(body) AS body" if field == "body" else field for field in NOTICES.fields)
 _ID, _BODY = NOTICES.fields.index("id"), NOTICES.fields.index("body")
 
 
@@ -102,6 +102,10 @@ def job_terms(filter: JobFilter, shift: int) -> tuple[str, tuple[str, str], list
         if (value := getattr(filter, column)) is not None:
             terms.append(f"job.{column} = ?")
             values.append(str(value))
+    if not pairs and filter.provider is not None and filter.model is not None and filter.status is not None:
+        # The index by model and status leads; for a provider that has no such model it would lead past all of another's.
+        source = f"(SELECT 1 FROM jobs WHERE provider = ? AND model = ? LIMIT 1) AS known CROSS JOIN {source}"
+        values = [filter.provider, filter.model, *values]
     for sign, at in ((">=", filter.created_after), ("<", filter.created_before)):
         if at is not None:
             terms.append(f"{order[0]} {sign} ?")
@@ -119,20 +123,47 @@ def select_jobs(filter: JobFilter, limit: int, cursor: str | None, shift: int = 
     return f"SELECT {columns} FROM {source}{_where(terms)} ORDER BY {order[0]} DESC, {order[1]} DESC LIMIT ?", [*values, limit + 1]
 
 
-def select_notices(filter: NoticeFilter, limit: int, cursor: str | None) -> Statement:
-    """Heads only: the bodies are read by `share_raw`."""
-    terms: list[str] = []
-    values: list[Any] = []
+class NoticeStatements(NamedTuple):
+    """`page` finds the rows of a page: heads only, the bodies are read by `share_raw`. Where there is no index for the filter it looks at
+    a number of notices only; `looked_at` then tells how many those were, and where to go on."""
+
+    page: Statement
+    looked_at: Statement | None
+
+
+def select_notices(filter: NoticeFilter, limit: int, cursor: str | None) -> NoticeStatements:
+    """Callbacks are kept as fast as they come, so there is no index beyond those that passes need."""
+    led: list[str] = []  # what an index leads to
+    leading: list[Any] = []
+    rest: list[str] = []
+    resting: list[Any] = []
     for column in ("outcome", "provider", "channel"):
-        if (value := getattr(filter, column)) is not None:
-            terms.append(f"{column} = ?")
-            values.append(str(value))
-    if filter.outcome is not None and f"'{filter.outcome.value}'" in SET_ASIDE:
-        terms.append(SET_ASIDE)
+        if (value := getattr(filter, column)) is None:
+            continue
+        is_led = column == "outcome" and f"'{value}'" in SET_ASIDE
+        (led if is_led else rest).append(f"{column} = ?")
+        (leading if is_led else resting).append(str(value))
+        if is_led:
+            led.append(SET_ASIDE)
     if cursor is not None:
-        terms.append("arrival < ?")
-        values.append(parse_cursor(cursor)[0])
-    return f"SELECT {NOTICE_HEADS}, arrival, id FROM notices{_where(terms)} ORDER BY arrival DESC LIMIT ?", [*values, limit + 1]
+        led.append("arrival < ?")
+        leading.append(parse_cursor(cursor)[0])
+    heads = f"{NOTICE_HEADS}, arrival, id"
+    if not rest:
+        return NoticeStatements((f"SELECT {heads} FROM notices{_where(led)} ORDER BY arrival DESC LIMIT ?", [*leading, limit + 1]), None)
+    latest = f"FROM notices{_where(led)} ORDER BY arrival DESC LIMIT {LOOKED_AT}"
+    page = (
+        f"SELECT {NOTICES.columns}, arrival, id FROM (SELECT {NOTICE_HEADS}, arrival {latest}) AS latest"
+        f" WHERE {' AND '.join(rest)} ORDER BY arrival DESC LIMIT ?"
+    )
+    looked_at = f"SELECT count(*), min(arrival) FROM (SELECT arrival {latest}) AS latest"
+    return NoticeStatements((page, [*leading, *resting, limit + 1]), (looked_at, leading))
+
+
+def further(page: Page[Notice], looked_at: Sequence[Any]) -> Page[Notice]:
+    """The page with a cursor where it is not full only because so many notices were looked at."""
+    count, last = looked_at
+    return page if page.cursor is not None or count < LOOKED_AT else Page(page.rows, make_cursor(last, ""), page.truncated)
 
 
 def delivery_conditions(filter: DeliveryFilter) -> tuple[list[str], list[Any]]:

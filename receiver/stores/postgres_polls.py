@@ -129,9 +129,15 @@ async def _load(tx: Tx, job_ids: Sequence[str]) -> dict[str, Poll]:
     return {poll.job_id: poll for poll in polls}
 
 
-async def _count(tx: Tx, provider: str) -> int:
-    rows = await tx.look("SELECT count(*) FROM jobs WHERE provider = $1 AND NOT is_final AND remote_id IS NOT NULL", provider)
-    return int(rows[0][0])
+async def _has_open(tx: Tx, provider: str) -> bool:
+    """A look at each status: a backlog of jobs without an id is passed over."""
+    rows = await tx.look(
+        "SELECT EXISTS (SELECT 1 FROM unnest(ARRAY['processing', 'queued', 'submitting', 'unconfirmed']) AS open (status)"
+        " CROSS JOIN LATERAL (SELECT 1 FROM jobs"
+        " WHERE provider = $1 AND NOT is_final AND jobs.status = open.status AND remote_id > '' LIMIT 1) AS found)",
+        provider,
+    )
+    return bool(rows[0][0])
 
 
 class PollsPart(Access):
@@ -155,5 +161,5 @@ class PollsPart(Access):
     ) -> int:
         return await self.write(_poll_now, _Asked(now, tuple(job_ids), submission_id, provider, cancel))
 
-    async def count_polls(self, provider: str) -> int:
-        return await self.read(lambda tx: _count(tx, provider))
+    async def has_open_jobs(self, provider: str) -> bool:
+        return await self.read(lambda tx: _has_open(tx, provider))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from receiver.errors import Conflict
 from receiver.stores.postgres_access import Access, Tx, each
+from receiver.stores.postgres_reading import TAUGHT
 from receiver.stores.rows import LEARNED_FROM, decode_metadata
 
 _IS_OLD = (
@@ -79,9 +80,9 @@ async def _delete_submissions(tx: Tx, submission_ids: Sequence[str]) -> None:
 @each("pruning")
 async def _prune(tx: Tx, asked: _Retention) -> int:
     old, raw_old, orphan_old = (tx.to_db(asked.now - kept) for kept in (asked.retention, asked.raw_retention, asked.orphan_retention))
-    await _forget_durations(tx, asked.limit)
     return (
-        await _prune_submissions(tx, old, asked.limit)
+        await _forget_durations(tx, asked.limit)
+        + await _prune_submissions(tx, old, asked.limit)
         + await _empty_bodies(tx, raw_old, asked.limit)
         + await _prune_orphans(tx, orphan_old, asked.limit)
         + await _prune_astray(tx, old, asked.limit)
@@ -165,11 +166,10 @@ async def _prune_astray(tx: Tx, old: int, limit: int) -> int:
     return notices + len(events)
 
 
-async def _forget_durations(tx: Tx, limit: int) -> None:
-    await tx.execute(
-        "DELETE FROM durations WHERE number IN (SELECT number FROM (SELECT number,"
-        " row_number() OVER (PARTITION BY provider, model ORDER BY number DESC) AS nth FROM durations) AS numbered"
-        f" WHERE nth > {LEARNED_FROM} LIMIT $1)",
+async def _forget_durations(tx: Tx, limit: int) -> int:
+    return await tx.execute(
+        f"{TAUGHT} DELETE FROM durations WHERE number IN (SELECT old.number FROM taught CROSS JOIN LATERAL (SELECT number FROM durations"
+        f" WHERE provider = taught.provider AND model = taught.model ORDER BY number DESC OFFSET {LEARNED_FROM} LIMIT $1) AS old LIMIT $1)",
         10 * limit,
     )
 

@@ -15,7 +15,9 @@ from receiver.stores.listings import (
     LAST_CALLBACK,
     NOTICE_HEADS,
     TIMELINE_ROWS,
+    NoticeStatements,
     Statement,
+    further,
     make_notice_page,
     make_page,
     put_raw,
@@ -44,10 +46,16 @@ _TIMELINE_NOTICES = (
     f"SELECT {NOTICE_HEADS} FROM notices WHERE arrival IN (SELECT arrival FROM notices WHERE job_id = $1"
     f" UNION SELECT arrival FROM notices WHERE submission_id = $2 AND job_id IS NULL) ORDER BY arrival LIMIT {TIMELINE_ROWS}"
 )
+# From one model to the next in the index, however many durations there are.
+TAUGHT = (
+    "WITH RECURSIVE taught AS ((SELECT provider, model FROM durations ORDER BY provider, model LIMIT 1) UNION ALL"
+    " SELECT following.provider, following.model FROM taught CROSS JOIN LATERAL (SELECT provider, model FROM durations"
+    " WHERE (provider, model) > (taught.provider, taught.model) ORDER BY provider, model LIMIT 1) AS following)"
+)
 _LEARNED = (
-    "SELECT provider, model, array_agg(seconds ORDER BY number) FROM (SELECT provider, model, seconds, number,"
-    " row_number() OVER (PARTITION BY provider, model ORDER BY number DESC) AS nth FROM durations) AS numbered"
-    f" WHERE nth <= {LEARNED_FROM} GROUP BY provider, model ORDER BY provider, model"
+    f"{TAUGHT} SELECT provider, model, (SELECT array_agg(seconds ORDER BY number) FROM (SELECT seconds, number FROM durations"
+    " WHERE provider = taught.provider AND model = taught.model"
+    f" ORDER BY number DESC LIMIT {LEARNED_FROM}) AS latest) FROM taught ORDER BY provider, model"
 )
 
 
@@ -60,10 +68,14 @@ async def _read_raw(tx: Tx, heads: Sequence[Any], most_raw: int) -> dict[str, by
     return {row[0]: row[1] for row in await tx.look(_RAW, list(shares), list(shares.values()))}
 
 
-async def _read_notices(tx: Tx, statement: Statement, limit: int, most_raw: int) -> Page[Notice]:
-    rows = [tuple(row) for row in await tx.look(numbered(statement[0]), *statement[1])]
+async def _read_notices(tx: Tx, asked: NoticeStatements, limit: int, most_raw: int) -> Page[Notice]:
+    rows = [tuple(row) for row in await tx.look(numbered(asked.page[0]), *asked.page[1])]
     bodies = await _read_raw(tx, rows[:limit], most_raw) if most_raw else None
-    return make_notice_page(rows, limit, bodies, lambda row: NOTICE_TABLE.decode(row, tx.shift))
+    page = make_notice_page(rows, limit, bodies, lambda row: NOTICE_TABLE.decode(row, tx.shift))
+    if asked.looked_at is None:
+        return page
+    ((count, last),) = await tx.look(numbered(asked.looked_at[0]), *asked.looked_at[1])
+    return further(page, (count, last))
 
 
 async def _read_timeline(tx: Tx, job_id: str, most_raw: int) -> list[TimelineEntry] | None:
@@ -127,8 +139,8 @@ class ReadingPart(Access):
         return notice
 
     async def read_notices(self, filter: NoticeFilter, limit: int, cursor: str | None, most_raw: int = MOST_RAW) -> Page[Notice]:
-        statement = select_notices(filter, limit, cursor)
-        return await self.read(lambda tx: _read_notices(tx, statement, limit, most_raw), is_view=True)
+        asked = select_notices(filter, limit, cursor)
+        return await self.read(lambda tx: _read_notices(tx, asked, limit, most_raw), is_view=True)
 
     async def read_delivery(self, delivery_id: str) -> Delivery | None:
         delivery: Delivery | None = await self._one(DELIVERY_TABLE, delivery_id)

@@ -100,10 +100,12 @@ def _selections(asked: _Asked) -> list[tuple[str, str]]:
 
 def _poll_again(db: sqlite3.Connection, asked: _Asked, where: str, value: str, now: int) -> int:
     """A poll for each job that has none and whose provider may still have news; of a whole provider the open ones only."""
-    may_have_news = "is_final = 0" if where.startswith("provider") else "(is_final = 0 OR is_own_verdict = 1)"
+    is_account = where.startswith("provider")
+    source = "jobs INDEXED BY jobs_open" if is_account else "jobs"
+    may_have_news = "is_final = 0" if is_account else "(is_final = 0 OR is_own_verdict = 1)"
     return db.execute(
         "INSERT INTO polls (job_id, submission_id, provider, due_at, attempts, failures, not_found, cancel)"
-        f" SELECT id, submission_id, provider, ?, 0, 0, 0, ? FROM jobs WHERE {where} AND remote_id IS NOT NULL AND {may_have_news}"
+        f" SELECT id, submission_id, provider, ?, 0, 0, 0, ? FROM {source} WHERE {where} AND remote_id IS NOT NULL AND {may_have_news}"
         " AND NOT EXISTS (SELECT 1 FROM polls WHERE job_id = jobs.id)",
         (now, asked.cancel, value),
     ).rowcount
@@ -114,9 +116,14 @@ def _load(db: sqlite3.Connection, job_ids: Sequence[str]) -> dict[str, Poll]:
     return {poll.job_id: poll for poll in map(POLLS.decode, rows)}
 
 
-def _count(db: sqlite3.Connection, provider: str) -> int:
-    statement = "SELECT count(*) FROM jobs WHERE provider = ? AND is_final = 0 AND remote_id IS NOT NULL"
-    return int(db.execute(statement, (provider,)).fetchone()[0])
+def _has_open(db: sqlite3.Connection, provider: str) -> bool:
+    """A look at each status: a backlog of jobs without an id is passed over."""
+    found = db.execute(
+        "SELECT 1 FROM jobs INDEXED BY jobs_open WHERE provider = ? AND is_final = 0"
+        " AND status IN ('processing', 'queued', 'submitting', 'unconfirmed') AND remote_id > '' LIMIT 1",
+        (provider,),
+    )
+    return found.fetchone() is not None
 
 
 class PollsPart(Access):
@@ -140,5 +147,5 @@ class PollsPart(Access):
     ) -> int:
         return await self.write(_poll_now, _Asked(now, tuple(job_ids), submission_id, provider, cancel))
 
-    async def count_polls(self, provider: str) -> int:
-        return await self.read(lambda db: _count(db, provider))
+    async def has_open_jobs(self, provider: str) -> bool:
+        return await self.read(lambda db: _has_open(db, provider))

@@ -17,6 +17,8 @@ from receiver.stores.listings import (
     LAST_CALLBACK,
     NOTICE_HEADS,
     TIMELINE_ROWS,
+    NoticeStatements,
+    further,
     make_notice_page,
     make_page,
     put_raw,
@@ -47,10 +49,11 @@ def _read_raw(db: sqlite3.Connection, rows: Sequence[Sequence[Any]], most_raw: i
     )
 
 
-def _read_notices(db: sqlite3.Connection, statement: str, values: Sequence[Any], limit: int, most_raw: int) -> Page[Notice]:
-    rows = db.execute(statement, values).fetchall()
+def _read_notices(db: sqlite3.Connection, asked: NoticeStatements, limit: int, most_raw: int) -> Page[Notice]:
+    rows = db.execute(*asked.page).fetchall()
     bodies = _read_raw(db, rows[:limit], most_raw) if most_raw else None
-    return make_notice_page(rows, limit, bodies, NOTICES.decode)
+    page = make_notice_page(rows, limit, bodies, NOTICES.decode)
+    return page if asked.looked_at is None else further(page, db.execute(*asked.looked_at).fetchone())
 
 
 def _read_timeline(db: sqlite3.Connection, job_id: str, most_raw: int) -> list[TimelineEntry] | None:
@@ -108,8 +111,8 @@ class ReadingPart(Access):
         return await self.read(lambda db: _one(db, f"SELECT {NOTICES.columns} FROM notices WHERE id = ?", notice_id, NOTICES.decode))
 
     async def read_notices(self, filter: NoticeFilter, limit: int, cursor: str | None, most_raw: int = MOST_RAW) -> Page[Notice]:
-        statement, values = select_notices(filter, limit, cursor)
-        return await self.read(lambda db: _read_notices(db, statement, values, limit, most_raw))
+        asked = select_notices(filter, limit, cursor)
+        return await self.read(lambda db: _read_notices(db, asked, limit, most_raw))
 
     async def read_delivery(self, delivery_id: str) -> Delivery | None:
         return await self.read(
@@ -197,7 +200,8 @@ class ReadingPart(Access):
 
     async def add_up_costs(self, filter: JobFilter, by: Sequence[str], limit: int) -> list[CostSum] | None:
         """Day by day: a year that is read at once would hold up other readers, and the log of writes would grow meanwhile."""
-        oldest, newest = await self.read(lambda db: db.execute("SELECT min(created_at), max(created_at) FROM jobs").fetchone())
+        bounds = "SELECT (SELECT min(created_at) FROM jobs), (SELECT max(created_at) FROM jobs)"
+        oldest, newest = await self.read(lambda db: db.execute(bounds).fetchone())
         sums = Sums(by, limit)
         if oldest is None:
             return sums.result()

@@ -220,14 +220,14 @@ def _prune(tx: Tx, asked: _Retention) -> int:
 
 def _prune_submissions(db: sqlite3.Connection, old: int, limit: int) -> int:
     found = db.execute(
-        "SELECT DISTINCT submission_id FROM jobs AS job WHERE is_final = 1 AND ended_at < ?"
+        "SELECT submission_id FROM jobs AS job INDEXED BY jobs_ended WHERE is_final = 1 AND ended_at < ?"
         " AND NOT EXISTS (SELECT 1 FROM jobs WHERE submission_id = job.submission_id AND (is_final = 0 OR ended_at >= ?))"
         " AND NOT EXISTS (SELECT 1 FROM jobs CROSS JOIN deliveries AS delivery ON delivery.job_id = jobs.id"
         " WHERE jobs.submission_id = job.submission_id AND (delivery.state IN ('pending', 'running', 'retrying')"
-        " OR (delivery.state = 'dead' AND delivery.updated_at >= ?))) LIMIT ?",
+        " OR (delivery.state = 'dead' AND delivery.updated_at >= ?))) ORDER BY ended_at LIMIT ?",
         (old, old, old, limit),
     )
-    ids = [row_id for (row_id,) in found]
+    ids = list(dict.fromkeys(row_id for (row_id,) in found))
     if ids:
         delete_submissions(db, ids)
     return len(ids)
@@ -236,7 +236,9 @@ def _prune_submissions(db: sqlite3.Connection, old: int, limit: int) -> int:
 def _empty_bodies(db: sqlite3.Connection, old: int, limit: int) -> int:
     """Also of those that found no job, once the whole submission is that old."""
     rows = db.execute(
-        "SELECT id, submission_id FROM jobs WHERE is_final = 1 AND has_raw = 1 AND ended_at < ? LIMIT ?", (old, limit)
+        "SELECT id, submission_id FROM jobs INDEXED BY jobs_with_raw WHERE is_final = 1 AND has_raw = 1 AND ended_at < ?"
+        " ORDER BY ended_at LIMIT ?",
+        (old, limit),
     ).fetchall()
     if not rows:
         return 0

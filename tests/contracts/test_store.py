@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from receiver.errors import Conflict, Invalid, KeyReused
 from receiver.keys import ApiKey, Scope
 from receiver.model import Channel, Cost, DeliveryState, ErrorCode, Family, JobError, Notice, Outcome, Status, SubmissionState
+from receiver.stores import listings
 from receiver.stores.base import (
     Breaker,
     Confirmation,
@@ -572,10 +573,11 @@ class TestPolls:
         await store.release_polls([replace(again, cancel=False, due_at=NOW + seconds(60))])
         assert await store.claim_polls(NOW + seconds(2), 1, ["elkapi"]) == []
 
-    async def test_open_jobs_with_an_id_are_counted(self, store):
-        await seed(store, make_running_family(2), make_family(), make_running_family(job={"status": Status.FAILED}))
-        assert await store.count_polls("elkapi") == 2
-        assert await store.count_polls("oxen") == 0
+    async def test_an_account_has_open_jobs_while_one_has_an_id_and_is_not_final(self, store):
+        await seed(store, make_family(), make_running_family(job={"status": Status.FAILED}), make_running_family(provider="oxen"))
+        assert not await store.has_open_jobs("elkapi")
+        await seed(store, make_running_family(job={"status": Status.PROCESSING}))
+        assert await store.has_open_jobs("elkapi")
 
 
 async def claim_ids(store, at=NOW, **room):
@@ -900,6 +902,19 @@ class TestReading:
             (DeliveryFilter(state=DeliveryState.DONE), set()),
         ):
             assert {one.id for one in (await store.read_deliveries(narrow, 9, None)).rows} == expected
+
+    async def test_who_looks_for_rare_notices_looks_at_so_many_and_may_go_on(self, store, monkeypatch):
+        monkeypatch.setattr(listings, "LOOKED_AT", 3)
+        rare = make_notice("sub_rare", provider="oxen")
+        await store.keep_notice(rare, BOUND)
+        for n in range(6):
+            await store.keep_notice(make_notice(f"sub_{n}"), BOUND)
+        pages, cursor = [], None
+        while not pages or cursor is not None:
+            page = await store.read_notices(NoticeFilter(provider="oxen"), 2, cursor)
+            pages.append([notice.id for notice in page.rows])
+            cursor = page.cursor
+        assert pages == [[], [], [rare.id]]
 
     async def test_a_timeline_is_in_order_and_has_its_submissions_stray_notices(self, store):
         family = make_running_family(2)
