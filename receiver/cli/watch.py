@@ -99,13 +99,13 @@ async def show_live(client: Client, wishes: Wishes, forwarder: Forwarder | None)
                 show(event, await forwarder.hand(event) if forwarder else None)
 
 
-def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What is said, whatever it is wrapped in."""
+def leaves(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What is said, whatever it is wrapped in, without what only programs want to know."""
     for key, value in data.items():
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        elif value is not None:
-            yield prefix + key, value
+            yield from leaves(value)
+        elif value is not None and key not in ("id", "event_id") and not key.endswith("_at"):
+            yield key, value
 
 
 def show(event: Event, said: str | None = None) -> None:

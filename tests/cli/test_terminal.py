@@ -73,7 +73,7 @@ def test_jobs_and_events_are_watched_live(home):
     assert re.search(rf"[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏] {before[0]} queued", shown)
     assert re.search(rf"✗ {after} failed .*content_rejected", shown)
     assert re.search(rf"job.submitted +{after} · pixazo · hunyuan-image", shown)
-    assert "delivery.handler=nobody" in shown
+    assert "handler=nobody" in shown
     assert "2 queued" in shown
     assert "Traceback" not in shown
 
