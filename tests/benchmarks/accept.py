@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 
 from tests.benchmarks.lines import Line, Settings, median_ratio
-from tests.benchmarks.servers import bare, callbacks, database, press, receivers
+from tests.benchmarks.servers import bare, database, press, receivers
 
 SUBMISSIONS = 20_000  # so that no submission passes its bound of callbacks
 SLICE = 1.5  # seconds; both sides take turns
@@ -16,20 +16,19 @@ GOALS = {"sqlite": "0.60, at least 0.45", "postgres": "0.60, at least 0.50"}
 
 
 def measure(settings: Settings) -> Iterator[Line]:
-    bodies = callbacks(SUBMISSIONS)
     for store in settings.stores:
         for processes in settings.processes:
-            yield measure_one(store, processes, bodies, settings.scale)
+            yield measure_one(store, processes, settings.scale)
 
 
-def measure_one(store: str, processes: int, bodies: list[tuple[str, str]], scale: float) -> Line:
+def measure_one(store: str, processes: int, scale: float) -> Line:
     pairs: list[tuple[dict, dict]] = []
     for _ in range(max(round(ROUNDS * scale), 1)):
         with bare(processes) as bare_urls, database(store) as url, receivers(url, ("web",) * processes) as our_urls:
-            press(bare_urls, bodies, 0.5)  # both are warm before it counts
-            press(our_urls, bodies, 0.5)
+            press(bare_urls, 0.5, SUBMISSIONS)  # both are warm before it counts
+            press(our_urls, 0.5, SUBMISSIONS)
             for _ in range(SLICES):
-                pairs.append((press(our_urls, bodies, SLICE), press(bare_urls, bodies, SLICE)))
+                pairs.append((press(our_urls, SLICE, SUBMISSIONS), press(bare_urls, SLICE, SUBMISSIONS)))
     for ours, _ in pairs:
         assert set(ours["statuses"]) == {"200"}, ours
     p99 = median_ratio((ours["p99_ms"], reference["p99_ms"]) for ours, reference in pairs)

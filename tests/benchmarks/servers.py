@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
@@ -148,28 +150,32 @@ def receivers(url: str, roles: Sequence[str] = ("web",), more: str = "", *, fold
         yield addresses
 
 
-def callbacks(count: int) -> list[tuple[str, str]]:
+def callbacks(count: int, first: int = 0, status: str = "in_progress") -> list[tuple[str, str]]:
     """Callbacks of two kilobytes, each of its own submission."""
-    tokens = Tokens([SECRET])
-    filler = "x" * 1800
+    tokens, rng = Tokens([SECRET]), random.Random(1)
+    note = " ".join(f"{rng.getrandbits(40):010x}" for _ in range(165))
     return [
         (
-            f"/callbacks/elkapi/{tokens.make('elkapi', f'sub_{number:032x}')}",
-            json.dumps({"id": f"task_{number}", "status": "in_progress", "created_at": 1767225600, "note": filler}),
+            f"/callbacks/elkapi/{tokens.make('elkapi', name_of('sub', number))}",
+            json.dumps({"id": f"task_{number}", "status": status, "outputs": [f"https://cdn.example.com/{number}.png"], "note": note}),
         )
-        for number in range(count)
+        for number in range(first, first + count)
     ]
 
 
-def press(urls: Sequence[str], bodies: Sequence[tuple[str, str]], seconds: float, connections: int = CONNECTIONS) -> dict:
-    """What a load of so many connections meets, spread over the addresses."""
-    asked = {"urls": list(urls), "bodies": bodies, "connections": connections, "seconds": seconds}
+def name_of(prefix: str, number: int) -> str:
+    return f"{prefix}_{number:032x}"
+
+
+def press(urls: Sequence[str], seconds: float, count: int, connections: int = CONNECTIONS, **more: Any) -> dict[str, Any]:
+    """What a load of so many connections meets, spread over the addresses. `load.py` says what more it can be asked."""
+    asked = {"urls": list(urls), "seconds": seconds, "count": count, "connections": connections, **more}
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.load"],
         input=json.dumps(asked),
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=seconds + 60,
+        timeout=seconds + 120,
     )
     return json.loads(done.stdout)
