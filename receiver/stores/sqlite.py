@@ -20,6 +20,7 @@ from receiver.stores.sqlite_deliveries import DeliveriesPart
 from receiver.stores.sqlite_inbox import InboxPart
 from receiver.stores.sqlite_keys import KeysPart
 from receiver.stores.sqlite_polls import PollsPart
+from receiver.stores.sqlite_pruning import PruningPart
 from receiver.stores.sqlite_reading import ReadingPart
 from receiver.stores.sqlite_settling import SettlingPart
 from receiver.stores.sqlite_submissions import SubmissionsPart
@@ -33,7 +34,7 @@ NETWORK_TYPES = re.compile(
 )
 
 
-class SQLiteStore(SubmissionsPart, InboxPart, SettlingPart, PollsPart, DeliveriesPart, ReadingPart, UpkeepPart, KeysPart):
+class SQLiteStore(SubmissionsPart, InboxPart, SettlingPart, PollsPart, DeliveriesPart, ReadingPart, UpkeepPart, PruningPart, KeysPart):
     """`receiver.stores.base.Store` in a file of one machine; several processes may have it open."""
 
 

@@ -1,4 +1,4 @@
-"""Nodes and their claims, leases, shared limits, pruning."""
+"""Nodes and their claims, leases, shared limits."""
 
 # ruff: noqa: S608  # only names of columns and fixed conditions are put into statements; values are bound
 from __future__ import annotations
@@ -17,7 +17,7 @@ from receiver.errors import Conflict
 from receiver.model import from_micros, to_micros
 from receiver.stores.base import Breaker
 from receiver.stores.migrate import copy_aside
-from receiver.stores.rows import AMONG, BREAKERS, json_text
+from receiver.stores.rows import BREAKERS
 from receiver.stores.sqlite_access import Access, Tx, close_connection, connect, one_by_one, translate, try_lock
 from receiver.stores.sqlite_deliveries import READY
 from receiver.stores.sqlite_polls import BURY as BURY_POLLS
@@ -163,131 +163,6 @@ def _add_counts(tx: Tx, calls: Sequence[Mapping[tuple[str, str], int]]) -> list[
 
 
 @one_by_one
-def _delete_job(tx: Tx, job_id: str) -> bool | Conflict:
-    job = tx.db.execute("SELECT submission_id, is_final FROM jobs WHERE id = ?", (job_id,)).fetchone()
-    if job is None:
-        return False
-    submission_id, is_final = job
-    if not is_final:
-        return Conflict("the job is not final yet")
-    if tx.db.execute("SELECT count(*) FROM jobs WHERE submission_id = ?", (submission_id,)).fetchone()[0] == 1:
-        delete_submissions(tx.db, [submission_id])
-    else:
-        delete_jobs(tx.db, [job_id])
-        # What is being computed meanwhile must not bring it back.
-        tx.db.execute("UPDATE submissions SET version = version + 1 WHERE id = ?", (submission_id,))
-    return True
-
-
-def delete_jobs(db: sqlite3.Connection, job_ids: Sequence[str]) -> None:
-    ids = json_text(job_ids)
-    db.execute(
-        "DELETE FROM job_metadata WHERE (key, value, created_at, job_id) IN"
-        f" (SELECT pair.key, pair.value, jobs.created_at, jobs.id FROM jobs, json_each(jobs.metadata) AS pair WHERE jobs.id {AMONG})",
-        (ids,),
-    )
-    for table in ("notices", "events", "deliveries", "polls"):
-        db.execute(f"DELETE FROM {table} WHERE job_id {AMONG}", (ids,))
-    db.execute(f"DELETE FROM jobs WHERE id {AMONG}", (ids,))
-
-
-def delete_submissions(db: sqlite3.Connection, submission_ids: Sequence[str]) -> None:
-    ids = json_text(submission_ids)
-    delete_jobs(db, [row_id for (row_id,) in db.execute(f"SELECT id FROM jobs WHERE submission_id {AMONG}", (ids,))])
-    for table in ("notices", "calls", "inboxes", "inputs"):
-        db.execute(f"DELETE FROM {table} WHERE submission_id {AMONG}", (ids,))
-    db.execute(f"DELETE FROM submissions WHERE id {AMONG}", (ids,))
-
-
-class _Retention(NamedTuple):
-    now: datetime
-    retention: timedelta
-    raw_retention: timedelta
-    orphan_retention: timedelta
-    limit: int
-
-
-@one_by_one
-def _prune(tx: Tx, asked: _Retention) -> int:
-    old, raw_old, orphan_old = (to_micros(asked.now - kept) for kept in (asked.retention, asked.raw_retention, asked.orphan_retention))
-    return (
-        _prune_submissions(tx.db, old, asked.limit)
-        + _empty_bodies(tx.db, raw_old, asked.limit)
-        + _prune_orphans(tx.db, orphan_old, asked.limit)
-        + _prune_astray(tx.db, old, asked.limit)
-    )
-
-
-def _prune_submissions(db: sqlite3.Connection, old: int, limit: int) -> int:
-    found = db.execute(
-        "SELECT submission_id FROM jobs AS job INDEXED BY jobs_ended WHERE is_final = 1 AND ended_at < ?"
-        " AND NOT EXISTS (SELECT 1 FROM jobs WHERE submission_id = job.submission_id AND (is_final = 0 OR ended_at >= ?))"
-        " AND NOT EXISTS (SELECT 1 FROM jobs CROSS JOIN deliveries AS delivery ON delivery.job_id = jobs.id"
-        " WHERE jobs.submission_id = job.submission_id AND (delivery.state IN ('pending', 'running', 'retrying')"
-        " OR (delivery.state = 'dead' AND delivery.updated_at >= ?))) ORDER BY ended_at LIMIT ?",
-        (old, old, old, limit),
-    )
-    ids = list(dict.fromkeys(row_id for (row_id,) in found))
-    if ids:
-        delete_submissions(db, ids)
-    return len(ids)
-
-
-def _empty_bodies(db: sqlite3.Connection, old: int, limit: int) -> int:
-    """Also of those that found no job, once the whole submission is that old."""
-    rows = db.execute(
-        "SELECT id, submission_id FROM jobs INDEXED BY jobs_with_raw WHERE is_final = 1 AND has_raw = 1 AND ended_at < ?"
-        " ORDER BY ended_at LIMIT ?",
-        (old, limit),
-    ).fetchall()
-    if not rows:
-        return 0
-    jobs = json_text([job_id for job_id, _ in rows])
-    db.execute(f"UPDATE notices SET body = x'' WHERE job_id {AMONG} AND length(body) > 0", (jobs,))
-    db.execute(
-        f"UPDATE notices SET body = x'' WHERE submission_id {AMONG} AND job_id IS NULL AND outcome IS NOT NULL"
-        " AND length(body) > 0 AND NOT EXISTS ("
-        "SELECT 1 FROM jobs WHERE jobs.submission_id = notices.submission_id AND (is_final = 0 OR ended_at >= ?))",
-        (json_text([submission_id for _, submission_id in rows]), old),
-    )
-    db.execute(f"UPDATE jobs SET has_raw = 0 WHERE id {AMONG}", (jobs,))
-    return len(rows)
-
-
-def _prune_orphans(db: sqlite3.Connection, old: int, limit: int) -> int:
-    deleted = db.execute(
-        "DELETE FROM notices WHERE arrival IN (SELECT arrival FROM notices WHERE outcome = 'orphan' AND at < ? ORDER BY at LIMIT ?)"
-        " RETURNING submission_id",
-        (old, limit),
-    ).fetchall()
-    db.execute(
-        f"DELETE FROM inboxes WHERE submission_id {AMONG}"
-        " AND NOT EXISTS (SELECT 1 FROM notices WHERE submission_id = inboxes.submission_id)",
-        (json_text([row_id for (row_id,) in deleted if id is not None]),),
-    )
-    return len(deleted)
-
-
-def _prune_astray(db: sqlite3.Connection, old: int, limit: int) -> int:
-    """Notices and events that belong to no submission or job, and so go with none."""
-    notices = db.execute(
-        "DELETE FROM notices WHERE arrival IN (SELECT arrival FROM notices"
-        " WHERE submission_id IS NULL AND job_id IS NULL AND outcome IS NOT NULL AND at < ? ORDER BY at LIMIT ?)",
-        (old, limit),
-    ).rowcount
-    events = db.execute(
-        "SELECT id FROM events AS event WHERE job_id IS NULL AND at < ? AND NOT EXISTS ("
-        "SELECT 1 FROM deliveries WHERE event_id = event.id AND job_id IS NULL AND (state IN ('pending', 'running', 'retrying')"
-        " OR (state = 'dead' AND updated_at >= ?))) ORDER BY at LIMIT ?",
-        (old, old, limit),
-    ).fetchall()
-    ids = json_text([row_id for (row_id,) in events])
-    db.execute(f"DELETE FROM deliveries WHERE job_id IS NULL AND event_id {AMONG}", (ids,))
-    db.execute(f"DELETE FROM events WHERE id {AMONG}", (ids,))
-    return notices + len(events)
-
-
-@one_by_one
 def _check(tx: Tx, _: None) -> None:
     tx.db.execute("INSERT INTO nodes (id, checks) VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET checks = checks + 1", (tx.node,))
 
@@ -369,12 +244,6 @@ class UpkeepPart(Access):
 
     async def add_counts(self, counts: Mapping[tuple[str, str], int]) -> None:
         await self.write(_add_counts, dict(counts))
-
-    async def prune(self, now: datetime, retention: timedelta, raw_retention: timedelta, orphan_retention: timedelta, limit: int) -> int:
-        return await self.write(_prune, _Retention(now, retention, raw_retention, orphan_retention, limit))
-
-    async def delete_job(self, job_id: str) -> bool:
-        return await self.write(_delete_job, job_id)
 
     async def check_writable(self) -> None:
         await self.write(_check, None)
