@@ -50,6 +50,8 @@ class Change:
 
     def then(self, later: Change) -> Change:
         """Both, one after the other: `later` was computed on this one's family and has the last word on the outcome."""
+        if not self.events and not self.finished:
+            return later
         return replace(later, events=self.events + later.events, finished=self.finished + later.finished)
 
 

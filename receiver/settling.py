@@ -161,7 +161,8 @@ class Settling:
                 await self.store.reopen_orphans(account.name, fresh)
 
     def _settlement(self, family: Family, decision: Decision, polls: Mapping[str, Poll], now: datetime) -> Settlement:
-        decision = mask_words(decision, self.masker_of(family.submission.provider, family.submission.id))
+        if has_words(decision):
+            decision = mask_words(decision, self.masker_of(family.submission.provider, family.submission.id))
         change = decision.change
         before = {job.id: job for job in family.jobs}
         changed = tuple(job for job in change.family.jobs if before.get(job.id) != job)
@@ -322,6 +323,17 @@ def join(first: Decision, second: Decision) -> Decision:
         kept_polls=first.kept_polls + second.kept_polls,
         is_urgent=first.is_urgent or second.is_urgent,
         causes=first.causes + second.causes,
+    )
+
+
+def has_words(decision: Decision) -> bool:
+    """Whether there may be a text in it that somebody else wrote; most callbacks bring none."""
+    change = decision.change
+    return (
+        bool(decision.notices or decision.calls)
+        or any(job.error is not None for job in change.family.jobs)
+        or any(event.data["job"]["error"] is not None for event in change.events)
+        or any(outcome.reason is not None for outcome in decision.outcomes)
     )
 
 
