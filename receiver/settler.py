@@ -46,7 +46,7 @@ class Settler:
         notices = await self._store.claim_notices(BATCH)
         if notices:
             await self._settle_all(notices)
-        return len(notices) == BATCH
+        return len(notices) == BATCH or any(notice.tries > 1 for notice in notices)  # what is tried again comes one by one
 
     async def _reopen_kept(self, provider: str) -> None:
         """Callbacks that came while the account was out of the configuration bring their jobs home now."""

@@ -206,7 +206,8 @@ class Inbox(Protocol):
 
     async def claim_notices(self, limit: int, max_tries: int = 5) -> list[Notice]:
         """Claim unsettled notices, oldest first, and count the try. One that has had `max_tries` is settled as unreadable
-        (`reason` says so) in place of being claimed. No two callers get the same. All unsettled notices of
+        (`reason` says so) in place of being claimed; one that was claimed before is claimed alone: it may be what killed its settler.
+        No two callers get the same. All unsettled notices of
         one submission go to one node at a time."""
         ...
 

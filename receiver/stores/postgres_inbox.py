@@ -8,6 +8,7 @@ from typing import Any
 
 from receiver.model import Notice
 from receiver.stores.base import NoticeBound, NoticeOutcome
+from receiver.stores.claiming import choose_notices
 from receiver.stores.postgres_access import Access, Tx, each, work
 from receiver.stores.postgres_rows import NOTICE_TABLE
 
@@ -79,18 +80,17 @@ async def _claim(tx: Tx, asked: tuple[int, int]) -> list[Notice]:
         tx.node,
         limit,
     )
-    worn_out = [arrival for arrival, tries in found if tries >= max_tries]
-    fresh = [arrival for arrival, tries in found if tries < max_tries]
+    worn_out, chosen = choose_notices([(row[0], row[1]) for row in found], max_tries)
     if worn_out:
         reason = f"its settling was begun {max_tries} times and never finished"
         await tx.execute("UPDATE notices SET outcome = 'unreadable', reason = $1 WHERE arrival = ANY($2::bigint[])", reason, worn_out)
-    if not fresh:
+    if not chosen:
         return []
     claimed = await tx.change(
         "UPDATE notices SET claimed_by = $1, tries = tries + 1 WHERE arrival = ANY($2::bigint[])"
         f" RETURNING {NOTICE_TABLE.columns}, arrival",
         tx.node,
-        fresh,
+        chosen,
     )
     return [NOTICE_TABLE.decode(row, tx.shift) for row in sorted(claimed, key=lambda row: row[-1])]
 

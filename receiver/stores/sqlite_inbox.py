@@ -11,6 +11,7 @@ import msgspec
 
 from receiver.model import Notice
 from receiver.stores.base import NoticeBound, NoticeOutcome
+from receiver.stores.claiming import choose_notices
 from receiver.stores.rows import AMONG, NOTICES, json_text
 from receiver.stores.sqlite_access import Access, Insert, Tx, one_by_one
 
@@ -70,12 +71,12 @@ def _claim(tx: Tx, asked: tuple[int, int]) -> list[Notice]:
     ).fetchall()
     if not found:
         return []
-    worn_out = json_text([arrival for arrival, tries in found if tries >= max_tries])
-    fresh = json_text([arrival for arrival, tries in found if tries < max_tries])
+    worn_out, chosen = map(json_text, choose_notices(found, max_tries))
     reason = f"its settling was begun {max_tries} times and never finished"
     tx.db.execute(f"UPDATE notices SET outcome = 'unreadable', reason = ? WHERE arrival {AMONG}", (reason, worn_out))
     claimed = tx.db.execute(
-        f"UPDATE notices SET claimed_by = ?, tries = tries + 1 WHERE arrival {AMONG} RETURNING {NOTICES.columns}, arrival", (tx.node, fresh)
+        f"UPDATE notices SET claimed_by = ?, tries = tries + 1 WHERE arrival {AMONG} RETURNING {NOTICES.columns}, arrival",
+        (tx.node, chosen),
     ).fetchall()
     return [NOTICES.decode(row) for row in sorted(claimed, key=lambda row: row[-1])]
 

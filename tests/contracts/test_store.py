@@ -249,6 +249,14 @@ class TestInbox:
         assert aside.outcome is Outcome.UNREADABLE
         assert "2 times" in aside.reason
 
+    async def test_what_was_claimed_before_is_claimed_alone_and_new_ones_together(self, store):
+        again = [replace(make_notice(f"sub_{number}"), tries=1) for number in range(2)]
+        fresh = [make_notice(f"sub_{number}") for number in range(2, 5)]
+        for notice in (fresh[0], *again, *fresh[1:]):
+            await store.keep_notice(notice, BOUND)
+        claimed = [[notice.id for notice in await store.claim_notices(10)] for _ in range(5)]
+        assert claimed == [[fresh[0].id], [again[0].id], [again[1].id], [fresh[1].id, fresh[2].id], []]
+
     async def test_the_try_of_a_released_notice_does_not_count(self, store):
         notice = make_notice("sub_1")
         await store.keep_notice(notice, BOUND)
