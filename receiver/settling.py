@@ -213,7 +213,7 @@ class Settling:
             if account is None or not (is_news or job.id in polled or (decision.is_urgent and not job.is_final)):
                 continue
             known = polled.get(job.id) or polls.get(job.id)
-            if decision.is_urgent and not is_news:
+            if decision.is_urgent and not job.is_final:  # also beside news: what could not be used may say more
                 poll = urgent_poll(job, now, known)
             else:
                 poll = next_poll(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -59,12 +59,14 @@ class Stage:
         self.is_dead = False
         self._left: int | None = None  # writes until it dies
         self._dies_before = False
+        self._poison = ""
 
     async def open(self) -> None:
         self.is_dead, self._left = False, None
         self.store: SQLiteStore = await _open(parse_url(self._plan.config.store.url))
         self._write = self.store.write
         setattr(self.store, "write", self._write_or_die)  # noqa: B010
+        setattr(self.store, "load_families", self._load_or_die)  # noqa: B010
         self.client = Client(self._reply)
         self._house = House(self._plan, self.store, self.tokens, self.clock, Clients(cast("Any", self.client), *[cast("Any", None)] * 2))
         self._house._dispatcher.use(dict.fromkeys(self.services.handlers, cast("Any", self)))
@@ -83,6 +85,16 @@ class Stage:
     def arm(self, writes: int, *, before: bool) -> None:
         """Die at this write from now on: before it is written, or when it is and nobody was told."""
         self._left, self._dies_before = writes, before
+
+    def dies_of(self, submission_id: str) -> None:
+        """From now on each process that begins to settle this submission dies."""
+        self._poison = submission_id
+
+    async def _load_or_die(self, submission_ids: Sequence[str]) -> Any:
+        if self._poison in submission_ids:
+            self.is_dead = True
+            raise Killed
+        return await type(self.store).load_families(self.store, submission_ids)
 
     async def _write_or_die(self, *arguments: Any, **more: Any) -> Any:
         if self._left is not None and not self.is_dead:
