@@ -30,6 +30,7 @@ from receiver import __version__
 from receiver.addresses import parse_networks
 from receiver.errors import AnswerLost, Denied, NotTaken, ProviderFault
 from receiver.guard import Guard, Resolve, resolve
+from receiver.lanes import Lanes
 from receiver.model import Answer, Request
 from receiver.unpacking import Gunzip, UnusableAnswer, choose_coding
 
@@ -41,6 +42,7 @@ Response = httpx.Response
 USER_AGENT = f"receiver/{__version__}"
 MAX_ANSWER_BYTES = 16 * 2**20
 CONNECT_SECONDS = 10.0
+KEEP_SECONDS = 15.0  # a connection without a call
 STREAM_SILENCE_SECONDS = 60.0  # keep-alives come every 15 s
 
 # httpx writes the whole URL of each call to its log at INFO, and a URL may hold a secret (a Slack webhook is one).
@@ -86,9 +88,13 @@ class ProviderClient:
     def __init__(self, *, user_agent: str = USER_AGENT, tls: ssl.SSLContext | None = None) -> None:
         # Bare transports: an httpx client would keep cookies, log URLs and trip over a malformed Location. How many calls run
         # at once is the caller's to limit, so that a provider that hangs does not hold up the others.
-        kept = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=15.0)
+        one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEP_SECONDS)
         once = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        self._kept = httpx.AsyncHTTPTransport(verify=tls or _tls(), trust_env=False, limits=kept, retries=0)
+        self._lanes = Lanes(
+            lambda: httpx.AsyncHTTPTransport(verify=tls or _tls(), trust_env=False, limits=one, retries=0),
+            most_idle=100,
+            keep_seconds=KEEP_SECONDS,
+        )
         self._once = httpx.AsyncHTTPTransport(verify=tls or _tls(), trust_env=False, limits=once, retries=0)
         self._user_agent = user_agent
 
@@ -104,15 +110,27 @@ class ProviderClient:
             headers["connection"] = "close"
         # For TCP and again for TLS, together less than the whole: httpcore leaks the socket of a handshake that is cancelled from outside.
         built = _build(request, headers, progress, {"connect": min(0.45 * seconds, CONNECT_SECONDS)})
-        transport = self._once if fresh else self._kept
         try:
             # Closed outside of the time limit: an answer that was read whole is not lost over closing its connection.
-            async with contextlib.AsyncExitStack() as stack, asyncio.timeout(seconds):
+            async with self._take(built.url, fresh) as transport, contextlib.AsyncExitStack() as stack, asyncio.timeout(seconds):
                 response = await transport.handle_async_request(built)
                 stack.push_async_callback(_close, response)
                 return await _read_answer(response, max_bytes)
         except Exception as error:
             raise _translate(error, progress, built.url) from None
+
+    @contextlib.asynccontextmanager
+    async def _take(self, url: httpx.URL, fresh: bool) -> AsyncIterator[httpx.AsyncHTTPTransport]:
+        if fresh:
+            yield self._once
+            return
+        address = _origin(url)
+        lane, is_fit = self._lanes.take(address), False
+        try:
+            yield lane
+            is_fit = True
+        finally:  # what a call that broke off leaves behind is not known
+            await (self._lanes.give_back(address, lane) if is_fit else self._lanes.drop(lane))
 
     @contextlib.asynccontextmanager
     async def stream_events(self, request: Request) -> AsyncIterator[AsyncIterator[ServerEvent]]:
@@ -137,7 +155,7 @@ class ProviderClient:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._kept.aclose()
+        await self._lanes.close()
         await self._once.aclose()
 
 
