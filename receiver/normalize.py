@@ -107,6 +107,14 @@ def read_lookup_answer(account: Account, job: Job, answer: Answer, now: datetime
     return _read_job_answer(account, job, answer, now, "lookup")
 
 
+def read_check_answer(account: Account, answer: Answer) -> JobError | None:
+    """What the answer to `build_check_request` says against the key; None: it is good."""
+    call = account.spec.table.check
+    if 200 <= answer.status <= 299 or (call is not None and answer.status in call.taken):
+        return None
+    return _read_error(account.spec, account.spec.operations[0], answer)
+
+
 def read_rate_headers(account: Account, answer: Answer, now: datetime) -> float | None:
     """Seconds to leave the provider alone because its headers say that the window is used up."""
     limits = account.spec.table.limits

@@ -77,6 +77,13 @@ def test_mistakes_of_all_files_are_told_at_once_with_their_file(tmp_path):
 
 
 CHANGES = [
+    Change("[poll]", "[check]\npath = '/a'\nmethod = 'POST'\n[poll]", "check.method", "must never cost anything"),
+    Change("[poll]", "[check]\npath = '/{id}'\n[poll]", "check.path", "unknown variable {id}"),
+    Change("[poll]", "[check]\npath = '/a'\ntaken = [401]\n[poll]", "check.taken", "401 says nothing of a good key"),
+    Change("[poll]", "[check]\npath = '/a'\ntaken = [500]\n[poll]", "check.taken", "500 says nothing of a good key"),
+    Change("[poll]", "[operations.default.example]\ninput = 1\n[poll]", "operations.default.example.input", "expected a table"),
+    Change("[poll]", "[operations.default.example.input]\nat = 2026-01-01\n[poll]", "operations.default.example.input.at", "no JSON"),
+    Change("[poll]", "[operations.default.example]\ninput = {}\nmedia = 'x'\n[poll]", "operations.default.example.media", "is no medium"),
     Change("[poll]", "[pol]\nx = 1\n[poll]", "pol", "unknown key; did you mean 'poll'?"),
     Change("[poll]", "[poll]\nmetod = 'GET'", "poll.metod", "did you mean 'method'?"),
     Change('base_url = "https://api.example.com"', "", "base_url", "is missing"),

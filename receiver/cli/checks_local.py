@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
+
 from receiver.app import Plan
 from receiver.cli.findings import Finding
 from receiver.cli.store import path_of, read_version
@@ -175,7 +177,7 @@ def check_target(name: str, use: str, options: dict[str, object], folder: Path) 
             return Finding(
                 "fail", f"handler {name}", f"{target} cannot be written", "give the user who runs the server the right to write there"
             )
-        return Finding("ok", f"handler {name}", f"{folder / path} can be written")
+        return msgspec.structs.replace(check_disk(target, shutil.disk_usage(target).free), check=f"handler {name}")
     if use == "command" and isinstance(argv, list | tuple) and argv:
         if shutil.which(str(argv[0])) is None:
             return Finding("fail", f"handler {name}", f"there is no program {argv[0]}", "give its whole path in options.argv")

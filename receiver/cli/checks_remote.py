@@ -12,17 +12,21 @@ from urllib.parse import urlsplit
 
 from receiver.app import Plan
 from receiver.cli.findings import Finding
+from receiver.cli.output import shorten
 from receiver.cli.session import server_address
 from receiver.cli.store import path_of
 from receiver.config import Config
 from receiver.config_values import is_postgres
 from receiver.errors import ConfigError, ProviderFault, Unavailable
 from receiver.handling import is_web_address
-from receiver.model import Answer, Request
+from receiver.masking import Masker
+from receiver.model import Answer, ErrorCode, Request
 from receiver.net import ProviderClient
+from receiver.normalize import read_check_answer
 from receiver.probe import has_fresh_callback
 from receiver.probing import probe
 from receiver.providers.account import Account
+from receiver.providers.requests import build_check_request
 from receiver.stores import open_store
 from receiver.tokens import Tokens
 
@@ -39,9 +43,15 @@ async def check_network(plan: Plan) -> AsyncIterator[Finding]:
         works += [check_provider(client, account) for account in plan.accounts.values()]
         works += [check_address(plugin.name, url) for plugin in plan.plugins for url in addresses_of(plugin.config.options)]
         tasks = [asyncio.create_task(work) for work in works]
+        clocks = []
         for task in tasks:
             for finding in await task:
-                yield finding
+                if finding.check == "clock":
+                    clocks.append(finding)
+                else:
+                    yield finding
+        for finding in [each for each in clocks if each.state != "ok"] or clocks[:1]:
+            yield finding
     finally:
         await client.close()
 
@@ -98,20 +108,49 @@ def secrets_of(config: Config) -> tuple[str, ...]:
 
 
 async def check_provider(client: ProviderClient, account: Account) -> list[Finding]:
-    """Whether its host answers at all (without the key: nothing is spent), and whether our clocks agree."""
-    check = f"provider {account.name}"
+    """Whether its host answers, whether it takes the key, by a call that costs nothing, and whether our clocks agree."""
     asked_at = datetime.now(UTC)
+    request = build_check_request(account) if account.api_key else None
     try:
-        answer = await get(client, account.base_url)
+        answer = await (client.send(request, timeout=TIMEOUT) if request else get(client, account.base_url))
     except ProviderFault as error:
-        return [Finding("fail", check, str(error), f"look at providers.{account.name}.base_url and at the way out of this machine")]
-    found = [Finding("ok", check, f"{urlsplit(account.base_url).hostname} answers")]
+        mend = f"look at providers.{account.name}.base_url and at the way out of this machine"
+        return [Finding("fail", f"provider {account.name}", str(error), mend)]
+    host = urlsplit(account.base_url).hostname or ""
+    if request:
+        found = [check_answer(account, host, answer)]
+    else:
+        found = [
+            Finding(
+                "ok", f"provider {account.name}", f"{host} answers" + ("; its spec knows no call to try the key by" * bool(account.api_key))
+            )
+        ]
     skew = skew_of(answer, asked_at, datetime.now(UTC))
-    if skew is not None and skew > SOME_SKEW:
-        state: Literal["fail", "warn"] = "fail" if skew > MUCH_SKEW else "warn"
-        detail = f"differs by {skew.total_seconds():.0f} s from {account.name}'s"
-        found.append(Finding(state, "clock", detail, "let this machine keep its time by NTP; signatures and deadlines depend on it"))
-    return found
+    return found if skew is None else [*found, check_clock(account, skew)]
+
+
+def check_clock(account: Account, skew: timedelta) -> Finding:
+    if skew <= SOME_SKEW:
+        return Finding("ok", "clock", "agrees with those of the providers")
+    state: Literal["fail", "warn"] = "fail" if skew > MUCH_SKEW else "warn"
+    detail = f"differs by {skew.total_seconds():.0f} s from {account.name}'s"
+    return Finding(state, "clock", detail, "let this machine keep its time by NTP; signatures and deadlines depend on it")
+
+
+def check_answer(account: Account, host: str, answer: Answer) -> Finding:
+    """What a provider says to the key."""
+    check, error = f"provider {account.name}", read_check_answer(account, answer)
+    if error is None:
+        return Finding("ok", check, f"{host} answers, and takes the key")
+    said = Masker((account.api_key,)).mask_text(f"HTTP {answer.status}: {shorten(error.message, 300)}")
+    if error.code is ErrorCode.AUTHENTICATION:
+        mend = f"copy the key anew from the provider's own pages into providers.{account.name}.api_key, or into the variable that it names"
+        return Finding("fail", check, f"the key was refused ({said})", mend)
+    if error.code is ErrorCode.PERMISSION:
+        return Finding("fail", check, f"the key was refused ({said})", "the provider's own pages say what the key and the plan may do")
+    if error.code is ErrorCode.INSUFFICIENT_BALANCE:
+        return Finding("warn", check, f"the account is short of money ({said})", "top it up; until then submits fail")
+    return Finding("warn", check, f"{host} answers, and whether the key is good it does not say ({said})", "ask again later")
 
 
 def skew_of(answer: Answer, before: datetime, after: datetime) -> timedelta | None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from receiver.model import MEDIA, ErrorCode, Status
 from receiver.providers.check_signature import check_signature
-from receiver.providers.spec import READ_CHANNELS, Call, Form, Operation, ReadChannel, Reading, SpecTable, Submit
+from receiver.providers.spec import READ_CHANNELS, Call, Form, KeyCheck, Operation, ReadChannel, Reading, SpecTable, Submit
 
 Fault = tuple[str, str]  # key, what would be right
 Readings = Mapping[tuple[str, ReadChannel], Reading]
@@ -120,6 +120,7 @@ def _check_operation(label: str, operation: Operation, table: SpecTable, reading
     poll = operation.poll or table.poll
     if poll is None:
         yield f"{key}.poll", "is missing: without a poll a lost callback would lose the job (a [poll] table serves every operation)"
+    yield from _check_example(key, operation)
     for part, call in (("poll", operation.poll), ("cancel", operation.cancel)):
         if call is not None:
             yield from _check_job_call(f"{key}.{part}", call)
@@ -187,10 +188,36 @@ def _check_calls(table: SpecTable, readings: Readings) -> Iterator[Fault]:
             yield from _check_method(f"{key}.method", call.method)
             if readings["", "list"].items is None:
                 yield "read.list.items", "is missing: where are the rows in the answer of a list call?"
+    if table.check is not None:
+        yield from _check_key_check(table.check)
     if table.history is not None and table.list is None:
         yield "history", "needs a `list` table beside it"
     if table.stream is not None:
         yield from _check_path("stream.path", table.stream.path, ())
+
+
+def _check_key_check(call: KeyCheck) -> Iterator[Fault]:
+    yield from _check_path("check.path", call.path, ())
+    yield from _check_query("check.query", call.query, ())
+    if call.method != "GET":
+        yield "check.method", "expected GET: whether a key is good must never cost anything"
+    for code in call.taken:
+        if not 400 <= code <= 499 or code in (401, 403, 429):
+            yield "check.taken", f"{code} says nothing of a good key; expected codes from 400 to 499 but 401, 403 and 429"
+
+
+def _check_example(key: str, operation: Operation) -> Iterator[Fault]:
+    """Of each example only that it is JSON and names what it must: what an input may hold is the provider's business."""
+    inputs = {f"{key}.models.{name}.example": entry.example for name, entry in operation.models.items() if entry.example is not None}
+    if operation.example is not None:
+        inputs[f"{key}.example.input"] = operation.example.input
+        yield from _check_media(f"{key}.example.media", (operation.example.media,) if operation.example.media is not None else ())
+        if operation.models and operation.example.model not in operation.models:
+            yield f"{key}.example.model", f"expected one of {', '.join(operation.models)}"
+    for place, example in inputs.items():
+        for field, value in example.items():
+            if not _is_json(value):
+                yield f"{place}.{field}", "dates, inf and nan are no JSON; write a string"
 
 
 def _check_job_call(key: str, call: Call) -> Iterator[Fault]:

@@ -119,6 +119,12 @@ def build_lookup_request(account: Account, job: Job) -> Request | None:
     return None if call is None or job.remote_id is None else _job_request(account, call, job)
 
 
+def build_check_request(account: Account) -> Request | None:
+    """A call that costs nothing, whose answer (`read_check_answer`) tells whether the key is good; None where there is none."""
+    call = account.spec.table.check
+    return None if call is None else Request(method=call.method, url=_url(account, call.path, call.query), headers=_headers(account))
+
+
 def build_stream_request(account: Account) -> Request:
     """Only where `account.has_stream`."""
     stream = account.spec.table.stream

@@ -52,6 +52,12 @@ class PollCall(Call, frozen=True, kw_only=True):
     final_without_id: bool = False
 
 
+class KeyCheck(Call, frozen=True, kw_only=True):
+    """A call that costs nothing and tells whether our key is good."""
+
+    taken: tuple[int, ...] = ()  # HTTP codes beside 2xx that only a good key is answered with
+
+
 class CallbackPlace(Table, frozen=True, kw_only=True):
     """Where the callback URL goes in the submit call: exactly one of the three."""
 
@@ -68,11 +74,20 @@ class Count(Table, frozen=True, kw_only=True):
     max: int
 
 
+class Example(Table, frozen=True, kw_only=True):
+    """A request that a person could begin with."""
+
+    input: dict[str, Any]
+    model: str | None = None
+    media: str | None = None
+
+
 class ModelEntry(Table, frozen=True, kw_only=True):
     """One model of a table by model."""
 
     path: str
     media: str | None = None
+    example: dict[str, Any] | None = None  # an input to begin with
 
 
 class Submit(Table, frozen=True, kw_only=True):
@@ -146,6 +161,7 @@ class Operation(Table, frozen=True, kw_only=True):
     cancel: Call | None = None
     media: tuple[str, ...] = ()
     models: dict[str, ModelEntry] = {}
+    example: Example | None = None
     read: ReadTable = ReadTable()
     times: Times = Times()
 
@@ -248,6 +264,7 @@ class SpecTable(Table, frozen=True, kw_only=True):
     list: Call | None = None
     history: Call | None = None
     lookup: Call | None = None
+    check: KeyCheck | None = None
     stream: Stream | None = None
     callback: CallbackTable | None = None
     read: ReadTable = ReadTable()

@@ -70,6 +70,7 @@ class Hoox(Wire):
         base = self.base_path
         return [
             self.route(f"{base}/asset/start", self._start_asset, "POST"),
+            self.route(f"{base}/asset/models", self._list_models, "GET"),
             self.route(f"{base}/asset/status/{{job_id}}", self._read_asset, "GET"),
             self.route(f"{base}/generation/start", self._start_video, "POST"),
             self.route(f"{base}/generation/status/{{job_id}}", self._read_video, "GET"),
@@ -152,6 +153,9 @@ class Hoox(Wire):
             "total_cost": cost * len(jobs),
         }
         return JSONResponse(body, 201)
+
+    async def _list_models(self, request: Request) -> Response:
+        return JSONResponse({"models": [{"name": "veo-3.1", "type": "video"}, {"name": "nano-banana", "type": "image"}], "count": 2})
 
     async def _read_asset(self, request: Request) -> Response:
         return await self.poll(request.path_params["job_id"], self._asset)

@@ -45,6 +45,7 @@ class OpenAI(Wire):
 
     def routes(self) -> list[Route]:
         return [
+            self.route("/v1/models", self._list_models, "GET"),
             self.route("/v1/videos", self._submit, "POST"),
             self.route("/v1/videos/{video_id}", self._read, "GET"),
             self.route("/v1/videos/{video_id}/content", self._read_content, "GET"),
@@ -62,6 +63,9 @@ class OpenAI(Wire):
     def problem(self, refusal: Refusal) -> Response:
         status, kind, code = STATUS[refusal.problem]
         return JSONResponse({"error": {"message": refusal.detail, "type": kind, "param": refusal.field, "code": code}}, status)
+
+    async def _list_models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": "sora-2", "object": "model", "owned_by": "openai"}]})
 
     async def _submit(self, request: Request) -> Response:
         body = await self.read_object(request)

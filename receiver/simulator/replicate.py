@@ -47,6 +47,7 @@ class Replicate(Wire):
 
     def routes(self) -> list[Route]:
         return [
+            self.route("/v1/account", self._read_account, "GET"),
             self.route("/v1/predictions", self._submit_version, "POST"),
             self.route("/v1/models/{owner}/{model}/predictions", self._submit_model, "POST"),
             self.route("/v1/deployments/{owner}/{model}/predictions", self._submit_deployment, "POST"),
@@ -66,6 +67,9 @@ class Replicate(Wire):
     def problem(self, refusal: Refusal) -> Response:
         status, title = STATUS[refusal.problem]
         return JSONResponse({"title": title, "detail": refusal.detail, "status": status}, status)
+
+    async def _read_account(self, request: Request) -> Response:
+        return JSONResponse({"type": "user", "username": "somebody", "name": "Somebody"})
 
     async def _submit_version(self, request: Request) -> Response:
         body = await self.read_object(request)

@@ -7,13 +7,16 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from receiver.cli.checks_local import MIB, check_contents, check_disk, check_sqlite, check_target, nearest_folder
-from receiver.cli.checks_remote import check_address, check_network, check_public_url, skew_of
-from receiver.config import load
+from receiver.cli.checks_remote import check_address, check_network, check_provider, check_public_url, skew_of
+from receiver.config import PollingConfig, ProviderConfig, load
 from receiver.model import Answer
 from receiver.net import ProviderClient
+from receiver.providers.account import make_account
+from receiver.providers.loader import load_specs
 from receiver.simulator.serving import serve_app
 from receiver.stores import open_store
 from receiver.stores.base import NoticeBound
@@ -131,13 +134,14 @@ async def test_an_address_is_well_when_somebody_listens_and_is_shown_without_its
     assert "secret-path" not in well.detail + ill.detail
 
 
-async def test_providers_are_called_without_their_key_and_a_foreign_public_url_is_found_out(tmp_path):
+async def test_a_key_goes_to_its_provider_only_and_a_foreign_public_url_is_found_out(tmp_path):
     from receiver.app import check
 
-    async with serve(say(response(404, date="Sat, 31 Jan 2026 12:00:00 GMT"))) as peer:
+    answer = say(response(404, date="Sat, 31 Jan 2026 12:00:00 GMT"))
+    async with serve(answer) as peer, serve(answer) as foreign:
         text = f"""
         [server]
-        public_url = "{peer.url}"
+        public_url = "{foreign.url}"
         secrets = ["a-long-secret-of-mine"]
         port = {free_port()}
         [providers.pixazo]
@@ -152,7 +156,71 @@ async def test_providers_are_called_without_their_key_and_a_foreign_public_url_i
         "provider pixazo": "ok",
         "clock": "fail",
     }
-    assert not any("key-of-mine" in str(seen.headers) for seen in peer.seen)
+    assert not any("key-of-mine" in str(seen.headers) for seen in foreign.seen)
+    assert [(seen.method, seen.headers["ocp-apim-subscription-key"]) for seen in peer.seen] == [("GET", "key-of-mine")]
+
+
+def account_at(url, provider="openai", key="key-of-mine"):
+    return make_account(provider, ProviderConfig(api_key=key, base_url=url), PollingConfig(), load_specs()[provider])
+
+
+@pytest.fixture
+async def client():
+    client = ProviderClient()
+    yield client
+    await client.close()
+
+
+@pytest.mark.parametrize("provider", load_specs())
+async def test_each_provider_says_whether_the_key_is_good_and_nothing_is_submitted(client, sim, provider):
+    url = sim.base_url(provider)
+    good, *_ = await check_provider(client, account_at(url, provider))
+    bad, *_ = await check_provider(client, account_at(url, provider, "wrong"))
+    none, *_ = await check_provider(client, account_at(url, provider, ""))
+    assert (good.state, good.detail) == ("ok", "127.0.0.1 answers, and takes the key")
+    assert (bad.state, bad.detail.startswith("the key was refused (HTTP 401")) == ("fail", True)
+    assert f"providers.{provider}.api_key" in bad.mend
+    assert (none.state, none.detail) == ("ok", "127.0.0.1 answers")
+    assert sim.simulator.ledger.submits == []
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "state", "said"),
+    [
+        (401, b'{"error": {"message": "Incorrect API key provided: key-of-mine"}}', "fail", "the key was refused (HTTP 401: Incorrect"),
+        (403, b"", "fail", "the key was refused (HTTP 403"),
+        (402, b"", "warn", "short of money"),
+        (404, b"", "warn", "whether the key is good it does not say"),
+        (429, b"", "warn", "whether the key is good it does not say"),
+        (500, b"<html>", "warn", "whether the key is good it does not say"),
+    ],
+)
+async def test_what_a_provider_says_to_a_key_is_told_with_what_to_do(client, status, body, state, said):
+    async with serve(say(response(status, body))) as peer:
+        finding, *_ = await check_provider(client, account_at(peer.url))
+    assert (finding.state, said in finding.detail, bool(finding.mend)) == (state, True, True)
+    assert "key-of-mine" not in finding.detail
+
+
+async def test_clocks_that_agree_are_told_once(sim, tmp_path):
+    from receiver.app import check
+
+    tables = [f'[providers.{name}]\napi_key = "k"\nbase_url = "{sim.base_url(name)}"' for name in ("huzz", "hoox")]
+    plan = check(load("\n".join([f"[server]\nport = {free_port()}", *tables]), {}, folder=tmp_path))
+    found = [finding async for finding in check_network(plan)]
+    assert [(finding.state, finding.detail) for finding in found if finding.check == "clock"] == [
+        ("ok", "agrees with those of the providers")
+    ]
+
+
+async def test_a_provider_without_such_a_call_is_only_looked_for(client, tmp_path):
+    spec = load_specs()["openai"]
+    bare = msgspec.structs.replace(spec, table=msgspec.structs.replace(spec.table, check=None))
+    async with serve(say(response(401))) as peer:
+        account = make_account("openai", ProviderConfig(api_key="key-of-mine", base_url=peer.url), PollingConfig(), bare)
+        finding, *_ = await check_provider(client, account)
+    assert (finding.state, finding.detail) == ("ok", "127.0.0.1 answers; its spec knows no call to try the key by")
+    assert "key-of-mine" not in str(peer.seen[0].headers)
 
 
 @asynccontextmanager

@@ -32,6 +32,7 @@ from receiver.providers.account import Account, make_account
 from receiver.providers.loader import load_specs
 from receiver.providers.requests import (
     build_cancel_request,
+    build_check_request,
     build_list_requests,
     build_lookup_request,
     build_poll_request,
@@ -222,6 +223,8 @@ def test_requests_carry_the_key_to_the_base_url_and_nowhere_else(provider):
         if (lookup := build_lookup_request(account, job)) is not None:
             requests.append(lookup)
         requests += build_list_requests(account, [job])
+        if (key_check := build_check_request(account)) is not None:
+            requests.append(key_check)
         if account.has_stream:
             requests.append(build_stream_request(account))
         for request in requests:
@@ -230,6 +233,19 @@ def test_requests_carry_the_key_to_the_base_url_and_nowhere_else(provider):
             assert "key-of-a-test" not in request.url
             assert " " not in request.url
             assert "#" not in request.url
+
+
+@pytest.mark.parametrize("provider", SPECS)
+def test_every_operation_and_model_has_an_example_that_can_be_submitted(provider):
+    account = ACCOUNTS[provider]
+    for name, operation in account.spec.table.operations.items():
+        examples = [(model, entry.media, entry.example) for model, entry in operation.models.items()]
+        if not examples:
+            assert operation.example is not None, name
+            examples = [(operation.example.model, operation.example.media, operation.example.input)]
+        for model, media, example in examples:
+            assert example is not None, model
+            assert plan_submission(account, model=model, input=example, operation=name, media=media).media in (media, *operation.media)
 
 
 @pytest.mark.parametrize("provider", SPECS)
