@@ -27,7 +27,7 @@ from tests.crash.operator import Operator
 REFUSALS = ("429 retry_after=1", "429", "503 retry_after=1", "503", "500", "refused", "balance")
 LOST_ANSWERS = ("submit-lost", "submit-garbled", "submit-empty", "submit-502", "submit-slow")
 POLLS = ("poll-404", "poll-429", "poll-500", "poll-503 retry_after=1", "poll-garbled", "poll-lost", "poll-slow", "unknown-status")
-FILES = ("cut", "redirected", "data-uri", "expires=0.3")
+FILES = ("cut", "redirected", "data-uri", "expires=4")
 PUSHED = ("lost", "late", "twice", "garbled", "truncated", "gzip", "lost poll-404", "twice late")
 UNREAD = ("no-id", "early no-id")  # whose job only a token tells
 CALLED_BACK = (*PUSHED, "reordered", "chatty", "early", "forged", "huge", "instant", "stuck", "cancelled")
