@@ -13,6 +13,8 @@ from tests.benchmarks.lines import Line, Settings, show, tell, this_machine
 # Each is a module beside this one with `measure(settings: Settings) -> Iterator[Line]`.
 LINES = {
     "accept": "callback → proven → on disk with fsync → 200",
+    "burst": "callbacks at 0.30 of a bare application for a minute, then drained",
+    "whole": "accepted, settled, event written, handler done",
     "latency": "from a callback's first byte to the handler's call",
 }
 

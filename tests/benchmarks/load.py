@@ -87,7 +87,7 @@ class Load:
         for part in islice(cycle(parts), connections):
             _, caller = await loop.create_connection(lambda: Caller(self), part.hostname, part.port)
             self._free.append(caller)
-        began = loop.time()
+        began, at = loop.time(), time.monotonic_ns()
         if self._rate is None:
             while self._free:
                 self._send(self._free.popleft())
@@ -99,7 +99,7 @@ class Load:
         self._is_over = True
         report = self.seen.report(took)
         await asyncio.sleep(0.3)  # what is under way may still come
-        return report | {"sent": list(self.seen.sent.items()) if self._rate is not None else [], "seconds": took}
+        return report | {"began": at, "seconds": took, "sent": list(self.seen.sent.items())}
 
     async def _pace(self, began: float, rate: float, seconds: float) -> None:
         loop = asyncio.get_running_loop()
