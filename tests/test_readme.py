@@ -95,7 +95,8 @@ async def test_what_is_stored_is_told_to_the_app(sim, tmp_path, monkeypatch):
         async with open_home(sim, tmp_path, more=recipe) as home:
             (job,) = await home.submit("elkapi")
             await home.final(job["id"])
-            ((event_id, kept),) = await home.until(lambda: list(hook["seen"].items()))
+            ((event_id, (event_type, kept)),) = await home.until(lambda: list(hook["seen"].items()))
+            assert event_type == "job.stored"
             assert event_id.startswith("evt_")
             assert all(Path(uri.removeprefix("file://")).is_file() for uri in kept)
             assert re.search(rf"outputs/\d{{4}}/\d{{2}}/{job['id']}-0\.\w+$", kept[0])
@@ -131,7 +132,8 @@ async def test_the_worked_handler_does_what_it_says(sim, tmp_path):
         assert dead["last_error"] == "PermanentError: the job names no user"
 
 
-async def test_the_client_programs_run_as_they_stand(sim, tmp_path):
+async def test_the_client_programs_run_as_they_stand(sim, tmp_path, monkeypatch):
+    monkeypatch.delenv("RECEIVER_API_KEY", raising=False)
     async with open_home(sim, tmp_path) as home:
         assert (await home.api.get("/readyz")).status_code == 200
         said = await asyncio.to_thread(run_block, "ask.py", home.url)
