@@ -145,6 +145,29 @@ def test_the_image_runs_as_nobody_and_copies_what_is_there():
     assert all(re.search(rf"^{extra} = ", (ROOT / "pyproject.toml").read_text(), re.MULTILINE) for extra in extras)
 
 
+def test_the_image_s_context_holds_what_is_copied_and_no_secret():
+    lines = text_of("Dockerfile.dockerignore").splitlines()
+    copied = {name for line in text_of("Dockerfile").splitlines() if re.match("COPY [^-]", line) for name in line.split()[1:-1]}
+    assert {line[1:] for line in lines if line.startswith("!")} == copied
+    assert lines.index("*") < lines.index("!config") < lines.index("config/deploy/.env")
+
+
+def test_the_steps_for_systemd_make_a_configuration_that_loads(tmp_path):
+    """As they stand there, but for the places, the packages, and systemd itself."""
+    (block,) = re.findall(r"^## systemd$.*?```sh\n(.*?)```", text_of("README.md"), re.MULTILINE | re.DOTALL)
+    steps = [line for line in block.splitlines() if re.match("mkdir|/opt|sed|install|echo", line)]
+    assert len(steps) == 5
+    script = "\n".join(["set -e", *steps]).replace("/opt/receiver/bin/receiver", f"{sys.executable} -m receiver")
+    run("sh", "-c", script.replace("/etc/receiver", str(tmp_path / "etc")), RECEIVER_API_KEY="")
+    written = tmp_path / "etc" / "receiver.env"
+    assert written.stat().st_mode & 0o077 == 0
+    environ = dict(line.split("=", 1) for line in written.read_text().splitlines()) | {"PIXAZO_API_KEY": "k"}
+    config = check(load((tmp_path / "etc" / "receiver.toml").read_text(), environ, folder=tmp_path / "etc")).config
+    assert config.server.api_keys == (environ["RECEIVER_API_KEY"],)
+    assert config.store.url == "sqlite:////var/lib/receiver/receiver.db"
+    assert config.handlers[0].options == {"path": "/var/lib/receiver/outputs"}
+
+
 @pytest.mark.parametrize("name", ["receiver.service", "receiver-poll.service"])
 def test_units_run_commands_that_exist_and_keep_to_themselves(name):
     text = text_of(name)

@@ -38,7 +38,7 @@ class Account:
 
 
 @click.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), default=DEFAULT)
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @click.option("--provider", "providers", multiple=True, metavar="NAME", help="A provider to use; may be given several times.")
 @click.option("--simulated", is_flag=True, help="The simulator in place of the providers; `receiver simulate` starts it.")
 @click.option("--public-url", metavar="URL", help="Where providers reach this server; without it every job is polled.")
@@ -46,11 +46,21 @@ class Account:
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
 @pass_session
 def init(
-    _: Session, file: Path, providers: tuple[str, ...], simulated: bool, public_url: str | None, outputs: str | None, force: bool
+    session: Session,
+    file: Path | None,
+    providers: tuple[str, ...],
+    simulated: bool,
+    public_url: str | None,
+    outputs: str | None,
+    force: bool,
 ) -> None:
-    """Write a commented configuration to FILE (receiver.toml). It asks only on a terminal, and only what no option has said."""
+    """Write a commented configuration to FILE, else to --config, else to receiver.toml.
+
+    It asks only on a terminal, and only what no option has said.
+    """
     from receiver.providers.loader import load_specs, shipped_folder
 
+    file = file or Path(session.config_path or DEFAULT)
     if file.exists() and not force:
         raise ConfigError([Mistake(str(file), "", "is there already; --force overwrites it")])
     specs = load_specs()

@@ -29,6 +29,12 @@ def test_init_does_not_overwrite_a_file_unless_forced(receiver, tmp_path):
     assert file.read_text() != "# mine"
 
 
+@pytest.mark.parametrize("words", [("init", "etc.toml"), ("--config", "etc.toml", "init")])
+def test_init_writes_the_file_that_is_named(receiver, tmp_path, words):
+    assert receiver(*words).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["etc.toml"]
+
+
 def test_init_switches_on_what_was_asked_for(receiver, tmp_path):
     result = receiver("init", "mine.toml", "--provider", "pixazo", "--provider", "huzz", "--public-url", "https://hooks.example.com")
     environ = {"RECEIVER_API_KEY": "k" * 20, "PIXAZO_API_KEY": "p", "HUZZ_API_KEY": "h"}
