@@ -65,6 +65,7 @@ def templates() -> Environment:
         "number": lambda count: f"{count:,}".replace(",", "\u202f"),
         "money": lambda amount: f"{amount.normalize():,f}".replace(",", "\u202f"),
         "json": show_json,
+        "encoded": lambda value: msgspec.json.encode(value).decode(),
         "path": lambda text: quote(text, safe=""),
         "query": lambda given: urlencode([(key, value) for key, value in given.items() if value]),
         "short": lambda name: f"{name[:4]}…{name[-8:]}" if re.fullmatch("[a-z]{3}_[0-9a-f]{32}", name) else name,

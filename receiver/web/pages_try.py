@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from starlette.responses import Response
 
 from receiver.errors import Conflict, Invalid, TooMany, Unavailable
 from receiver.keys import Scope
+from receiver.providers.account import Account
 from receiver.services import Services
 from receiver.stores.base import Replayed
 from receiver.tracing import Span
@@ -20,11 +22,31 @@ from receiver.web.providers import show_operations
 from receiver.web.query import Query
 from receiver.web.submitting import begin_submit, check_body, make_family
 
-EXAMPLE = {"prompt": "A lighthouse in the morning fog, seen from the sea"}
+PROMPT = {"prompt": "A lighthouse in the morning fog, seen from the sea"}
+"""Where a spec has no example."""
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to begin with, as the form's fields."""
+
+    provider: str
+    operation: str
+    model: str
+    media: str
+    input: str
+
+    def fits(self, form: Form) -> bool:
+        return all(form.get(name) in (None, getattr(self, name)) for name in ("provider", "operation", "model"))
 
 
 async def show_form(request: Request, query: Query) -> Response:
-    return show_filled(request, read_fields(request), ())
+    """The address may say what to begin with."""
+    form = read_fields(request)
+    examples = list_examples(services_of(request))
+    ready = [each for each in examples if has_key(request, each.provider)] or examples
+    example = next((each for each in (*ready, *examples) if each.fits(form)), None)
+    begun = msgspec.structs.asdict(example) if example else {"provider": form.get("provider", ""), "input": show_json(PROMPT)}
+    return show_filled(request, begun | dict(form), ())
 
 
 def show_filled(request: Request, form: Form, mistakes: tuple[str, ...]) -> Response:
@@ -33,30 +55,35 @@ def show_filled(request: Request, form: Form, mistakes: tuple[str, ...]) -> Resp
         {"name": account.name, "operations": show_operations(account.spec), "has_key": bool(account.api_key)}
         for account in services.accounts.values()
     ]
-    chosen = form.get("provider") or next((each["name"] for each in accounts if each["has_key"]), "")
-    filled = {
-        "provider": chosen,
-        "model": form.get("model", ""),
-        "operation": form.get("operation", ""),
-        "media": form.get("media", ""),
-        "input": form.get("input") or show_json(example_of(services, str(chosen))),
-        "metadata": form.get("metadata", ""),
-    }
     return show(
         request,
         "try.html",
         400 if mistakes else 200,
         accounts=accounts,
-        filled=filled,
+        examples=list_examples(services),
+        filled={name: form.get(name, "") for name in ("provider", "operation", "model", "media", "input", "metadata")},
         mistakes=mistakes,
         token=form.get("token") or secrets.token_hex(16),
     )
 
 
-def example_of(services: Services, provider: str) -> dict[str, Any]:
-    """A prompt, with what the spec itself fills in, so that a person sees what can be said."""
-    account = services.accounts.get(provider)
-    return EXAMPLE | (account.spec.operation(account.spec.operations[0]).submit.defaults if account else {})
+def has_key(request: Request, provider: str) -> bool:
+    return bool(services_of(request).accounts[provider].api_key)
+
+
+def list_examples(services: Services) -> list[Example]:
+    """Of every account: what its spec says, in the spec's order; one with a prompt where it says nothing."""
+    return [example for account in services.accounts.values() for example in examples_of(account)]
+
+
+def examples_of(account: Account) -> Iterator[Example]:
+    for name, operation in account.spec.table.operations.items():
+        given = [(model, entry.media, entry.example) for model, entry in operation.models.items() if entry.example is not None]
+        if operation.example is not None:
+            given.insert(0, (operation.example.model or "", operation.example.media, operation.example.input))
+        for model, media, example in given or [(next(iter(operation.models), ""), None, PROMPT)]:
+            text = show_json(operation.submit.defaults | example)
+            yield Example(provider=account.name, operation=name, model=model, media=media or "", input=text)
 
 
 async def submit_form(request: Request, query: Query) -> Response:

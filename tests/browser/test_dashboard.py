@@ -241,3 +241,28 @@ async def test_axe_finds_nothing_serious(browser, sim, tmp_path, options):
             found |= {(path, each["id"]): [node["html"] for node in each["nodes"][:3]] for each in serious}
         assert found == {}
         assert tab.complaints == []
+
+
+async def test_who_chooses_a_provider_gets_its_example_and_keeps_what_he_wrote(browser, sim, tmp_path):
+    async with open_site(sim, tmp_path) as home, open_tab(browser, home) as tab:
+        await tab.sign_in("/try")
+        provider = tab.page.locator("select[name=provider]")
+        model, operation, given = (tab.page.locator(f"[name={name}]") for name in ("model", "operation", "input"))
+        await provider.select_option("hoox")
+        assert (await operation.input_value(), await model.input_value()) == ("asset", "veo-3.1")
+        assert "tide pools at dawn" in await given.input_value()
+        await operation.fill("avatar_create")
+        await operation.blur()
+        assert "wetsuit" in await given.input_value()
+        await provider.select_option("pixazo")
+        await model.fill("hunyuan-3d")
+        await model.blur()
+        assert '"a wooden toy boat"' in await given.input_value()
+        await given.fill('{"prompt": "mine"}')
+        await provider.select_option("elkapi")
+        assert (await model.input_value(), await given.input_value()) == ("kling-v3/text-to-video", '{"prompt": "mine"}')
+        await given.fill("")
+        await provider.select_option("oxen")
+        await tab.page.get_by_role("button", name="Submit the job").click()
+        await tab.page.wait_for_url("**/jobs/job_*")
+        assert tab.complaints == []

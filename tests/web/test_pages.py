@@ -388,6 +388,17 @@ async def test_a_job_is_submitted_by_the_form_once(web: Web):
         assert "a moose" in answer.text or "input" in wrong, "what was typed stays"
 
 
+async def test_each_example_of_the_form_can_be_submitted_as_it_is(web: Web):
+    links = re.findall(r'href="\./(try\?[^"]+)"', (await web.client.get("/try")).text)
+    assert len(links) == 11  # elkapi, huzz, oxen, and eight models of pixazo
+    for link in links:
+        source = (await web.client.get(f"/{unescape(link)}")).text
+        form = {name: unescape(re.search(rf'name="{name}" value="([^"]*)"', source)[1]) for name in ("model", "operation", "token")}
+        form["provider"] = re.search(r'<option value="(\w+)" selected>', source)[1]
+        form["input"] = unescape(re.search(r"<textarea name=\"input\"[^>]*>(.*?)</textarea>", source, re.DOTALL)[1])
+        assert (await press(web, "/try", **form)).startswith("./jobs/job_"), link
+
+
 # Files
 
 

@@ -110,6 +110,32 @@ for (const link of document.querySelectorAll("a[data-back]")) {
   });
 }
 
+// Who chooses a provider, an operation or a model gets its example; what a person has written into the input stays.
+const trying = document.querySelector("form[data-examples]");
+
+function followExamples(form) {
+  const examples = JSON.parse(form.dataset.examples);
+  const { provider, operation, model, media, input } = form.elements;
+  const options = [...document.querySelectorAll("datalist option[data-provider]")].map((option) => [option, option.parentElement]);
+  const offer = () => {
+    for (const [option, list] of options) {
+      if (option.dataset.provider === provider.value) list.append(option);
+      else option.remove();
+    }
+  };
+  const fill = (...names) => {
+    const example = examples.find((each) => names.every((name) => each[name] === form.elements[name].value));
+    if (!example) return;
+    for (const field of [operation, model, media]) field.value = example[field.name];
+    if (!input.value.trim() || examples.some((each) => each.input === input.value)) input.value = example.input;
+  };
+  provider.addEventListener("change", () => { offer(); fill("provider"); });
+  operation.addEventListener("change", () => fill("provider", "operation"));
+  model.addEventListener("change", () => fill("provider", "model"));
+  offer();
+}
+
+if (trying) followExamples(trying);
 document.querySelector(".top [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
 refresh();
 const live = document.getElementById("main");
