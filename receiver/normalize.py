@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -126,8 +126,10 @@ def read_rate_headers(account: Account, answer: Answer, now: datetime) -> float 
     return _read_reset(account.spec, answer, now)
 
 
-def read_list_answer(account: Account, answer: Answer, now: datetime) -> list[tuple[Update, bytes]]:
-    """What each row of a list says, with the row as JSON; rows without an id are left out."""
+def read_list_answer(
+    account: Account, answer: Answer, now: datetime, wanted: Container[str | None] | None = None
+) -> list[tuple[Update, bytes]]:
+    """What each row of a list says, with the row as JSON; rows without an id are left out, and those about ids that are not `wanted`."""
     if not 200 <= answer.status < 300:
         raise Unreadable(f"the list was answered with HTTP {answer.status}")
     reading = account.spec.reading(None, "list")
@@ -136,6 +138,8 @@ def read_list_answer(account: Account, answer: Answer, now: datetime) -> list[tu
     found = []
     for row in rows:
         try:
+            if wanted is not None and next(iter(read_ids(reading, row)), None) not in wanted:
+                continue
             update = read_update(account.spec, reading, row, now)
         except Unreadable:
             continue  # one odd row must not hide the others

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -40,6 +41,8 @@ from receiver.tracing import Span
 
 NOT_FOUND_AFTER = 3  # answers in a row that the provider does not know the id
 TIMEOUT = timedelta(seconds=30)
+LISTED = 1_000  # jobs that one list call is made for
+SETTLED = 100  # of them at a time
 WORTH_A_LIST = 3  # due jobs from which on one list call is cheaper than asking about each
 PAUSE_AFTER_BUG = timedelta(seconds=30)
 LIST_PAUSE = timedelta(seconds=10)  # between list calls for submissions whose answer was lost
@@ -53,6 +56,8 @@ class Poller:
     def __init__(self, settling: Settling, client: ProviderClient, limiter: Limiter, clock: Clock, wake: Callable[[], None]) -> None:
         self._settling, self._store, self._client, self._limiter, self._clock = settling, settling.store, client, limiter, clock
         self._next_list_at: dict[str, datetime] = {}
+        self._list_again_at: dict[str, datetime] = {}
+        self._listing: set[str] = set()  # accounts: one list call at a time
         self.crew = Crew("poll", self._limit_of, wake)
 
     def _limit_of(self, name: str) -> int:
@@ -63,21 +68,30 @@ class Poller:
         has_more = False
         for account in self._settling.accounts.values():
             room = self.crew.room(account.name)
-            if not room or self._limiter.is_open(account.name, now):
+            if not room or self._limiter.is_open(account.name, now) or account.name in self._listing:
                 continue
-            claimed = await self._store.claim_polls(now, room, [account.name])
-            if account.has_list and claimed and len(claimed) < room:  # the call that answers for these answers for those due soon as well
-                soon = now + account.interval_for(None)
-                claimed += await self._store.claim_polls(soon, room - len(claimed), [account.name])
-            if account.has_list and len(claimed) >= WORTH_A_LIST:
+            may_list = account.has_list and self._list_again_at.get(account.name, now) <= now
+            claimed = await self._claim(account, now, LISTED if may_list else room, with_soon=may_list)
+            if may_list and len(claimed) >= WORTH_A_LIST:
+                self._list_again_at[account.name] = now + (timedelta() if len(claimed) == LISTED else account.interval_for(None))
+                self._listing.add(account.name)
                 self.crew.start(account.name, self._poll_by_list(account, claimed))
             else:
-                for poll, job in claimed:
-                    self.crew.start(account.name, self._poll(account, poll, job))
+                self._start(account, claimed)
             if account.has_list:
                 await self._look_for_unconfirmed(account, now)
-            has_more = has_more or (len(claimed) == room and self.crew.room(account.name) > 0)
+            has_more = has_more or (len(claimed) >= room and self.crew.room(account.name) > 0)
         return has_more
+
+    async def _claim(self, account: Account, now: datetime, most: int, *, with_soon: bool) -> list[tuple[Poll, Job]]:
+        claimed = await self._store.claim_polls(now, most, [account.name])
+        if with_soon and claimed and len(claimed) < most:  # the call that answers for these answers for those due soon as well
+            claimed += await self._store.claim_polls(now + account.interval_for(None), most - len(claimed), [account.name])
+        return claimed
+
+    def _start(self, account: Account, pairs: Iterable[tuple[Poll, Job]]) -> None:
+        for poll, job in pairs:
+            self.crew.start(account.name, self._poll(account, poll, job))
 
     # One job
 
@@ -210,28 +224,43 @@ class Poller:
     async def _poll_by_list(self, account: Account, claimed: Sequence[tuple[Poll, Job]]) -> None:
         """One call answers for all active jobs; those that it does not name are asked about one by one."""
         links = [job.traceparent for _, job in claimed]
-        with self._settling.tracing.begin_trace("list", links=links, provider=account.name, jobs=len(claimed)):
-            await self._poll_listed(account, claimed)
+        try:
+            with self._settling.tracing.begin_trace("list", links=links, provider=account.name, jobs=len(claimed)):
+                await self._poll_listed(account, claimed)
+        finally:
+            self._listing.discard(account.name)
 
     async def _poll_listed(self, account: Account, claimed: Sequence[tuple[Poll, Job]]) -> None:
-        singles = [pair for pair in claimed if pair[0].cancel or pair[1].is_final]
-        listed = {pair[1].remote_id: pair for pair in claimed if pair not in singles}
+        listed: defaultdict[str | None, list[tuple[Poll, Job]]] = defaultdict(list)  # two jobs may have one id
+        for poll, job in claimed:
+            listed[None if poll.cancel or job.is_final else job.remote_id].append((poll, job))
+        alone = listed.pop(None, [])
         try:
-            rows = await self._list(account, [job for _, job in listed.values()])
+            await self._settle_listed(account, listed)
         except Exception:  # then each is asked about alone
             log.error("list.failed", provider=account.name, exc_info=True)
-            rows = []
-        decides: defaultdict[str, list[Decide]] = defaultdict(list)
-        for update, row in rows:
-            pair = listed.pop(update.remote_id, None)
-            if pair is not None:
-                poll, job = pair
-                decides[job.submission_id].append(self._decide(poll, job.id, update, Answer(status=200, body=row)))
-        await self._settle({submission_id: in_turn(parts) for submission_id, parts in decides.items()})
-        for poll, job in [*singles, *listed.values()]:
-            self.crew.start(account.name, self._poll(account, poll, job))
+        alone += [pair for pairs in listed.values() for pair in pairs]
+        room = self.crew.room(account.name) + 1  # this call's own place is free now
+        self._start(account, alone[:room])
+        if alone[room:]:
+            await until_stored(lambda: self._store.release_polls([poll for poll, _ in alone[room:]]), self._clock)
 
-    async def _list(self, account: Account, jobs: Sequence[Job]) -> list[tuple[Update, bytes]]:
+    async def _settle_listed(self, account: Account, listed: dict[str | None, list[tuple[Poll, Job]]]) -> None:
+        """Takes out of `listed` what is settled."""
+        jobs = [job for pairs in listed.values() for _, job in pairs]
+        rows = await self._list(account, jobs, listed)
+        for start in range(0, len(rows), SETTLED):  # others have a turn in between
+            decides: defaultdict[str, list[Decide]] = defaultdict(list)
+            part = {update.remote_id: (update, row) for update, row in rows[start : start + SETTLED] if update.remote_id in listed}
+            for remote_id, (update, row) in part.items():
+                for poll, job in listed[remote_id]:
+                    decides[job.submission_id].append(self._decide(poll, job.id, update, Answer(status=200, body=row)))
+            await self._settle({submission_id: in_turn(parts) for submission_id, parts in decides.items()})
+            for remote_id in part:
+                del listed[remote_id]
+
+    async def _list(self, account: Account, jobs: Sequence[Job], wanted: Container[str | None] | None = None) -> list[tuple[Update, bytes]]:
+        """The rows about `wanted` ids, without it all."""
         rows: list[tuple[Update, bytes]] = []
         for request in build_list_requests(account, jobs):
             if await self._limiter.take(account, self._clock.now(), for_poll=True) is not None:
@@ -240,7 +269,7 @@ class Poller:
             if answer is None or answer.status != 200:
                 continue
             try:
-                rows += read_list_answer(account, answer, self._clock.now())
+                rows += await asyncio.to_thread(read_list_answer, account, answer, self._clock.now(), wanted)  # it may be long
             except Unreadable as error:
                 log.warning("list.unreadable", provider=account.name, reason=str(error))
         return rows

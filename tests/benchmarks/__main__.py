@@ -16,6 +16,7 @@ LINES = {
     "burst": "callbacks at 0.30 of a bare application for a minute, then drained",
     "whole": "accepted, settled, event written, handler done",
     "latency": "from a callback's first byte to the handler's call",
+    "polling": "answers about jobs that run, settled and on disk",
 }
 
 
