@@ -183,6 +183,7 @@ class Settling:
                 *(delivery for event in own for delivery in make_deliveries(event, self._handlers, now)),
             ),
             polls=(*kept, *decision.kept_polls),
+            polls_answered=(*decision.polled, *(poll.job_id for poll in decision.kept_polls)),
             polls_ended=ended,
             calls=decision.calls,
             durations=self._durations(decision),

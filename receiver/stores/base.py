@@ -50,7 +50,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     repeats: tuple[tuple[str, datetime], ...] = ()  # (notice id, at): an equal poll answer came again
     events: tuple[Event, ...] = ()
     deliveries: tuple[Delivery, ...] = ()
-    polls: tuple[Poll, ...] = ()  # replaced whole and released
+    polls: tuple[Poll, ...] = ()  # replaced whole; one that some node asks about just now stays its own, and is due then if not sooner
+    polls_answered: tuple[str, ...] = ()  # job ids of those that this node asked about: replaced where it still holds the claim, released
     polls_ended: tuple[str, ...] = ()  # job ids that are not polled any more
     calls: tuple[Call, ...] = ()
     durations: tuple[Duration, ...] = ()

@@ -3,7 +3,7 @@
 # ruff: noqa: S608  # only names of columns and fixed conditions are put into statements; values are bound
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -18,6 +18,14 @@ _REPLACE = (
     " cancel = excluded.cancel OR polls.asked_cancel, asked_at = NULL, asked_cancel = false, claimed_by = NULL"
 )
 _WRITE = POLL_TABLE.insert(f"ON CONFLICT (job_id) DO UPDATE SET {_REPLACE}")
+# While somebody asks the claim stays, so that nobody asks a second time meanwhile.
+_FREE = "polls.claimed_by IS NULL"
+_KEEP = ", ".join(
+    f"{field} = CASE WHEN {_FREE} THEN excluded.{field} ELSE polls.{field} END" for field in POLLS.fields if field != "job_id"
+)
+_PUT = POLL_TABLE.insert(
+    f"ON CONFLICT (job_id) DO UPDATE SET {_KEEP}, asked_at = CASE WHEN NOT {_FREE} THEN least(polls.asked_at, excluded.due_at) END"
+)
 
 BURY = (
     "UPDATE polls SET claimed_by = NULL, due_at = least(due_at, asked_at), cancel = cancel OR asked_cancel,"
@@ -33,11 +41,17 @@ class _Asked(NamedTuple):
     cancel: bool
 
 
-async def write_polls(tx: Tx, polls: Sequence[Poll]) -> None:
+async def write_polls(tx: Tx, polls: Sequence[Poll], answered: Collection[str]) -> None:
+    """`answered`: the jobs that this node asked about."""
+    await _write_held(tx, [poll for poll in polls if poll.job_id in answered])
+    await _write(tx, _PUT, [poll for poll in polls if poll.job_id not in answered])
+
+
+async def _write(tx: Tx, statement: str, polls: Sequence[Poll]) -> None:
     """In the order of their ids, as everyone locks them."""
     if polls:
         last = {poll.job_id: poll for poll in polls}
-        await tx.execute(_WRITE, *POLL_TABLE.arrays([last[job_id] for job_id in sorted(last)], tx.shift))
+        await tx.execute(statement, *POLL_TABLE.arrays([last[job_id] for job_id in sorted(last)], tx.shift))
 
 
 @each("claiming")
@@ -70,13 +84,15 @@ async def _release(tx: Tx, polls: Sequence[Poll]) -> None:
 
 
 async def _write_held(tx: Tx, polls: Sequence[Poll]) -> None:
+    if not polls:
+        return
     rows = await tx.look(
         "SELECT job_id FROM polls WHERE claimed_by = $1 AND job_id = ANY($2::text[]) ORDER BY job_id FOR UPDATE",
         tx.node,
         [poll.job_id for poll in polls],
     )
     held = {row[0] for row in rows}
-    await write_polls(tx, [poll for poll in polls if poll.job_id in held])
+    await _write(tx, _WRITE, [poll for poll in polls if poll.job_id in held])
 
 
 @each("settling", turn=1)

@@ -63,7 +63,8 @@ async def _write(tx: Tx, settlements: Sequence[Settlement], known: set[str]) -> 
     await _write_notices(tx, settlements)
     await insert_events(tx, [(event, event.subject) for event in _all(settlement.events for settlement in settlements)])
     await insert_deliveries(tx, _all(settlement.deliveries for settlement in settlements))
-    await write_polls(tx, _all(settlement.polls for settlement in settlements))
+    answered = set(_all(settlement.polls_answered for settlement in settlements))
+    await write_polls(tx, _all(settlement.polls for settlement in settlements), answered)
     if ended := sorted(_all(settlement.polls_ended for settlement in settlements)):
         await tx.execute(
             "DELETE FROM polls WHERE job_id IN (SELECT job_id FROM polls WHERE job_id = ANY($1::text[]) ORDER BY job_id FOR UPDATE)", ended

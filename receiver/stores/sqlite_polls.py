@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -18,6 +18,13 @@ _REPLACE = (
     " cancel = max(excluded.cancel, polls.asked_cancel), asked_at = NULL, asked_cancel = 0, claimed_by = NULL"
 )
 _WRITE = f"INSERT INTO polls ({POLLS.columns}) VALUES ({POLLS.marks}) ON CONFLICT (job_id) DO UPDATE SET {_REPLACE}"
+# While somebody asks the claim stays, so that nobody asks a second time meanwhile.
+_FREE = "polls.claimed_by IS NULL"
+_KEEP = ", ".join(f"{field} = iif({_FREE}, excluded.{field}, polls.{field})" for field in POLLS.fields if field != "job_id")
+_PUT = (
+    f"INSERT INTO polls ({POLLS.columns}) VALUES ({POLLS.marks}) ON CONFLICT (job_id) DO UPDATE SET {_KEEP},"
+    f" asked_at = iif({_FREE}, NULL, min(excluded.due_at, ifnull(polls.asked_at, excluded.due_at)))"
+)
 
 BURY = (
     "UPDATE polls SET claimed_by = NULL, due_at = min(due_at, ifnull(asked_at, due_at)), cancel = max(cancel, asked_cancel),"
@@ -33,8 +40,10 @@ class _Asked(NamedTuple):
     cancel: bool
 
 
-def write_polls(db: sqlite3.Connection, polls: Sequence[Poll]) -> None:
-    db.executemany(_WRITE, map(POLLS.encode, polls))
+def write_polls(tx: Tx, polls: Sequence[Poll], answered: Collection[str]) -> None:
+    """`answered`: the jobs that this node asked about."""
+    _write_held(tx, [poll for poll in polls if poll.job_id in answered])
+    tx.db.executemany(_PUT, [POLLS.encode(poll) for poll in polls if poll.job_id not in answered])
 
 
 @one_by_one
@@ -60,6 +69,12 @@ def _claim(tx: Tx, asked: tuple[datetime, int, Sequence[str]]) -> list[tuple[Pol
 
 @one_by_one
 def _release(tx: Tx, polls: Sequence[Poll]) -> None:
+    _write_held(tx, polls)
+
+
+def _write_held(tx: Tx, polls: Sequence[Poll]) -> None:
+    if not polls:
+        return
     held = {
         job_id
         for (job_id,) in tx.db.execute(
@@ -67,7 +82,7 @@ def _release(tx: Tx, polls: Sequence[Poll]) -> None:
             (tx.node, json_text([poll.job_id for poll in polls])),
         )
     }
-    write_polls(tx.db, [poll for poll in polls if poll.job_id in held])
+    tx.db.executemany(_WRITE, [POLLS.encode(poll) for poll in polls if poll.job_id in held])
 
 
 @one_by_one

@@ -80,7 +80,8 @@ def _write(tx: Tx, settlements: list[Settlement]) -> None:
     db.executemany("UPDATE jobs SET has_raw = 1 WHERE id = ? AND has_raw = 0", [(job_id,) for job_id in heard if job_id is not None])
     db.executemany(INSERT_EVENT, [encode_event(event, event.subject) for settlement in settlements for event in settlement.events])
     insert_deliveries(db, [delivery for settlement in settlements for delivery in settlement.deliveries])
-    write_polls(db, [poll for settlement in settlements for poll in settlement.polls])
+    answered = {job_id for settlement in settlements for job_id in settlement.polls_answered}
+    write_polls(tx, [poll for settlement in settlements for poll in settlement.polls], answered)
     db.executemany("DELETE FROM polls WHERE job_id = ?", [(job_id,) for settlement in settlements for job_id in settlement.polls_ended])
     db.executemany(
         f"INSERT INTO calls ({CALLS.columns}) VALUES ({CALLS.marks}) ON CONFLICT (id) DO NOTHING",

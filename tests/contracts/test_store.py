@@ -538,10 +538,31 @@ class TestPolls:
         family, (poll,) = await self.seed(store)
         await store.claim_polls(NOW, 1, ["elkapi"])
         again = replace(poll, attempts=1, due_at=NOW + seconds(5))
-        await settle(store, family, polls=(again,))
+        await settle(store, family, polls=(again,), polls_answered=(poll.job_id,))
         assert [poll for poll, _ in await store.claim_polls(NOW + seconds(5), 1, ["elkapi"])] == [again]
         await settle(store, family, polls_ended=(poll.job_id,))
         assert await store.load_polls([poll.job_id]) == {}
+
+    async def test_what_is_heard_while_a_node_asks_leaves_the_poll_to_it(self, open_store):
+        async with open_store() as a, open_store() as b:
+            family, (poll,) = await self.seed(a)
+            await a.claim_polls(NOW, 1, ["elkapi"])
+            await settle(b, family, polls=(replace(poll, attempts=7, due_at=NOW + seconds(3)),))
+            assert await b.claim_polls(NOW + seconds(60), 1, ["elkapi"]) == []
+            answered = replace(poll, attempts=1, due_at=NOW + seconds(5))
+            await settle(a, family, polls=(answered,), polls_answered=(poll.job_id,))
+            assert [one for one, _ in await b.claim_polls(NOW + seconds(3), 1, ["elkapi"])] == [replace(answered, due_at=NOW + seconds(3))]
+
+    async def test_who_does_not_hold_a_poll_any_more_writes_no_answer_to_it(self, open_store):
+        async with open_store() as a, open_store() as b:
+            family, (poll,) = await self.seed(a)
+            await a.claim_polls(NOW, 1, ["elkapi"])
+            assert await settle(b, family, polls=(replace(poll, failures=9),), polls_answered=(poll.job_id,))
+            assert await b.load_polls([poll.job_id]) == {poll.job_id: poll}
+            assert await b.claim_polls(NOW, 1, ["elkapi"]) == []
+            await a.release_polls([poll])
+            assert await settle(b, family, polls=(replace(poll, failures=9),), polls_answered=(poll.job_id,))
+            assert [one for one, _ in await b.claim_polls(NOW, 1, ["elkapi"])] == [poll]
 
     async def test_polls_are_made_due_by_job_submission_or_provider(self, store):
         for by in ({"job_ids": True}, {"submission_id": True}, {"provider": True}):

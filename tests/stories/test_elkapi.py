@@ -35,3 +35,14 @@ async def test_a_submit_whose_answer_is_lost_reaches_the_provider_once_and_comes
         assert (done["status"], done["finished_by"], done["error"]) == ("succeeded", "callback", None)
         assert await home.events(job["id"]) == ["job.unconfirmed", "job.submitted", "job.processing", "job.succeeded"]
         assert len(sim.simulator.ledger.submits) == 1
+
+
+async def test_while_a_poll_is_under_way_a_callback_starts_no_second_one(sim, tmp_path):
+    slow = Scenario(seconds=2.4, delay=3, polls=9, faults=frozenset({Fault.POLL_SLOW}))  # processing is told after 0.6 s
+    sim.simulator.plan("elkapi", slow)
+    async with open_home(sim, tmp_path, polling='overdue_after = "0.2s"\ninterval = "0.2s"') as home:
+        (job,) = await home.submit("elkapi")
+        done = await home.final(job["id"])
+        assert (done["status"], done["finished_by"]) == ("succeeded", "callback")
+        assert await home.outcomes(job["id"]) == ["applied", "applied"]
+        assert sim.simulator.ledger.polls == 1
