@@ -81,9 +81,10 @@ def make_config(
     providers: str = "",
     polling: str = "",
     store: str = "",
+    server: str = "",
 ) -> str:
     """`store` is the URL of a database that several installations share; without it there is a file in the folder. `url` is a public
-    URL that may lead elsewhere, and is tried."""
+    URL that may lead elsewhere, and is tried. `server` is what else stands under [server]."""
     accounts = "\n".join(
         f'[providers.{name}]\napi_key = "key-of-{name}"\nbase_url = "{sim.base_url(name)}"'
         for name in ("huzz", "elkapi", "oxen", "pixazo", "hoox")
@@ -94,7 +95,7 @@ def make_config(
 [server]
 port = {port}
 {public_url}
-{'secrets = ["a secret that all nodes of the story share"]' if store else ""}
+{server or ('secrets = ["a secret that all nodes of the story share"]' if store else "")}
 [store]
 url = "{store or f"sqlite:///{folder / 'receiver.db'}"}"
 [network]
