@@ -203,6 +203,12 @@ def test_every_option_of_a_built_in_handler_is_named():
         assert set(re.findall(r"`(\w+)`", rows[name])) == set(handler.Options.__struct_fields__), name
 
 
+def test_every_method_of_the_client_is_named():
+    methods = {name for name in vars(Client) if not name.startswith("_")} - {"close", "not_reachable"}
+    told = README.split("There is a method for each route:")[1].split("\n\n")[0]
+    assert set(re.findall(r"`([a-z_]+)`", told)) == methods
+
+
 def test_every_event_is_named():
     told = set(re.findall(r"`((?:job|receiver)\.\w+)`", README.split("| event | when |")[1].split("\n\n")[0]))
     assert told == {f"job.{status}" for status in ("submitted", "stored", *Status)} - {"job.submitting", "job.queued"} | {
