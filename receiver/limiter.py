@@ -65,21 +65,21 @@ class Limiter:
     async def succeeded(self, account: Account) -> None:
         known = self._breakers.get(account.name)
         if known is not None and known.failures:
-            await self._write(msgspec.structs.replace(known, failures=0, open_until=None))
-            log.info("provider.well", provider=account.name)
+            self._note(msgspec.structs.replace(known, failures=0, open_until=None))
+            if await self._store.forgive(account.name):
+                log.info("provider.well", provider=account.name)
 
     async def failed(self, account: Account, now: datetime, reason: str) -> None:
-        known = self._breakers.get(account.name) or Breaker(provider=account.name)
-        failures = known.failures + 1
-        open_until = known.open_until
+        known = self._breakers.get(account.name)
+        failures = await self._store.count_failure(account.name, now, reason)
+        open_until = known.open_until if known else None
         if failures >= TRIP_AFTER:
-            pause = min(FIRST_PAUSE * 2 ** min(failures - TRIP_AFTER, 16), LONGEST_PAUSE)
-            open_until = now + jittered(pause)
+            open_until = now + jittered(min(FIRST_PAUSE * 2 ** min(failures - TRIP_AFTER, 16), LONGEST_PAUSE))
+            await self._store.leave_alone(account.name, open_until)
             log.warning("provider.failing", provider=account.name, failures=failures, reason=reason)
             if failures == TRIP_AFTER:
                 await self._herald.tell("provider_failing", {"provider": account.name, "failures": failures, "last_error": reason}, now)
-        await self._write(Breaker(provider=account.name, failures=failures, open_until=open_until, last_error=reason, last_error_at=now))
+        self._note(Breaker(provider=account.name, failures=failures, open_until=open_until, last_error=reason, last_error_at=now))
 
-    async def _write(self, breaker: Breaker) -> None:
+    def _note(self, breaker: Breaker) -> None:
         self._breakers = {**self._breakers, breaker.provider: breaker}
-        await self._store.write_breaker(breaker)

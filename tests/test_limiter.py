@@ -85,3 +85,26 @@ async def test_a_provider_that_keeps_failing_is_left_alone_and_tried_again(store
     await limiter.succeeded(account)
     assert not limiter.is_open("elkapi", NOW)
     assert not limiter.is_probing("elkapi")
+
+
+async def test_failures_that_two_processes_see_count_together(store, tmp_path):
+    account = make()
+    async with open_store(f"sqlite:///{tmp_path / 'receiver.db'}") as other:
+        here, there = make_limiter(store), make_limiter(other)
+        for number in range(TRIP_AFTER):
+            assert not here.is_open("elkapi", NOW)
+            await (there, here)[number % 2].failed(account, NOW, "HTTP 500")
+        await here.refresh()
+        assert here.is_open("elkapi", NOW)
+
+
+async def test_one_failure_of_who_has_heard_of_no_other_opens_nothing_that_is_shut(store, tmp_path):
+    account = make()
+    async with open_store(f"sqlite:///{tmp_path / 'receiver.db'}") as other:
+        here, there = make_limiter(store), make_limiter(other)
+        for _ in range(TRIP_AFTER):
+            await there.failed(account, NOW, "HTTP 500")
+        await here.failed(account, NOW, "HTTP 500")
+        await there.refresh()
+        assert here.is_open("elkapi", NOW)
+        assert there.is_open("elkapi", NOW)

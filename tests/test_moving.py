@@ -14,7 +14,7 @@ from receiver.errors import ConfigError, StoreUnavailable
 from receiver.keys import ApiKey, Scope
 from receiver.model import DeliveryState, JobError, Outcome, Status
 from receiver.stores import open_store
-from receiver.stores.base import Breaker, DeliveryFilter, Duration, JobFilter, NoticeBound, NoticeFilter, Settlement
+from receiver.stores.base import DeliveryFilter, Duration, JobFilter, NoticeBound, NoticeFilter, Settlement
 from receiver.stores.moved import note_of
 from receiver.stores.moving import LEFT, TABLES, move
 from tests.factories import (
@@ -91,7 +91,8 @@ async def fill(store):
     await store.keep_notice(make_notice("sub_gone"), BOUND)
     await store.create_key(ApiKey(id="key_1", name="ci", scopes=(Scope.SUBMIT,), digest="d", created_at=NOW))
     await store.add_counts({("provider:elkapi", "polls"): 7})
-    await store.write_breaker(Breaker(provider="elkapi", failures=9, open_until=NOW, last_error="500", last_error_at=NOW))
+    await store.count_failure("elkapi", NOW, "HTTP 500")
+    await store.leave_alone("elkapi", NOW)
     await store.take_tokens("elkapi", NOW, 1, 5, 3)
     await store.take_lease("stream:oxen", NOW, seconds(60))
 

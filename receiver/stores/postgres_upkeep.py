@@ -11,7 +11,6 @@ from receiver.errors import Conflict
 from receiver.stores.base import Breaker
 from receiver.stores.postgres_access import Access, Tx, each, work
 from receiver.stores.postgres_rows import BREAKER_TABLE
-from receiver.stores.rows import BREAKERS
 
 
 @each("upkeep", is_quiet=True)
@@ -67,11 +66,33 @@ async def _take_from(tx: Tx, asked: _Wanted) -> tuple[int, datetime]:
 
 
 @each("upkeep")
-async def _write_breaker(tx: Tx, breaker: Breaker) -> None:
-    await tx.execute(
-        BREAKER_TABLE.insert(f"ON CONFLICT (provider) DO UPDATE SET {BREAKERS.replacing(but=('provider',))}"),
-        *BREAKER_TABLE.arrays([breaker], tx.shift),
+async def _count_failure(tx: Tx, asked: tuple[str, datetime, str]) -> int:
+    provider, at, error = asked
+    ((failures,),) = await tx.change(
+        "INSERT INTO breakers (provider, failures, last_error, last_error_at) VALUES ($1, 1, $2, $3)"
+        " ON CONFLICT (provider) DO UPDATE SET failures = breakers.failures + 1, last_error = excluded.last_error,"
+        " last_error_at = excluded.last_error_at RETURNING failures",
+        provider,
+        error,
+        tx.to_db(at),
     )
+    return int(failures)
+
+
+@each("upkeep")
+async def _leave_alone(tx: Tx, asked: tuple[str, datetime]) -> None:
+    provider, until = asked
+    await tx.execute(
+        "INSERT INTO breakers (provider, failures, open_until) VALUES ($1, 0, $2) ON CONFLICT (provider) DO UPDATE"
+        " SET open_until = greatest(breakers.open_until, excluded.open_until)",
+        provider,
+        tx.to_db(until),
+    )
+
+
+@each("upkeep")
+async def _forgive(tx: Tx, provider: str) -> bool:
+    return await tx.execute("UPDATE breakers SET failures = 0, open_until = NULL WHERE provider = $1 AND failures > 0", provider) == 1
 
 
 @work("upkeep")
@@ -112,8 +133,14 @@ class UpkeepPart(Access):
         rows = await self.read(lambda tx: tx.look(f"SELECT {BREAKER_TABLE.columns} FROM breakers"))
         return {breaker.provider: breaker for breaker in (BREAKER_TABLE.decode(row, shift) for row in rows)}
 
-    async def write_breaker(self, breaker: Breaker) -> None:
-        await self.write(_write_breaker, breaker)
+    async def count_failure(self, provider: str, at: datetime, error: str) -> int:
+        return await self.write(_count_failure, (provider, at, error))
+
+    async def leave_alone(self, provider: str, until: datetime) -> None:
+        await self.write(_leave_alone, (provider, until))
+
+    async def forgive(self, provider: str) -> bool:
+        return await self.write(_forgive, provider)
 
     async def add_counts(self, counts: Mapping[tuple[str, str], int]) -> None:
         await self.write(_add_counts, dict(counts))

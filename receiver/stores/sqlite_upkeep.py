@@ -146,8 +146,30 @@ def _take_tokens(tx: Tx, asked: _Wanted) -> tuple[int, datetime]:
 
 
 @one_by_one
-def _write_breaker(tx: Tx, breaker: Breaker) -> None:
-    tx.db.execute(f"INSERT OR REPLACE INTO breakers ({BREAKERS.columns}) VALUES ({BREAKERS.marks})", BREAKERS.encode(breaker))
+def _count_failure(tx: Tx, asked: tuple[str, datetime, str]) -> int:
+    provider, at, error = asked
+    ((failures,),) = tx.db.execute(
+        "INSERT INTO breakers (provider, failures, last_error, last_error_at) VALUES (?, 1, ?, ?) ON CONFLICT (provider) DO UPDATE SET"
+        " failures = failures + 1, last_error = excluded.last_error, last_error_at = excluded.last_error_at RETURNING failures",
+        (provider, error, to_micros(at)),
+    ).fetchall()
+    return int(failures)
+
+
+@one_by_one
+def _leave_alone(tx: Tx, asked: tuple[str, datetime]) -> None:
+    provider, until = asked
+    tx.db.execute(
+        "INSERT INTO breakers (provider, failures, open_until) VALUES (?, 0, ?) ON CONFLICT (provider) DO UPDATE SET"
+        " open_until = max(ifnull(open_until, 0), excluded.open_until)",
+        (provider, to_micros(until)),
+    )
+
+
+@one_by_one
+def _forgive(tx: Tx, provider: str) -> bool:
+    forgiven = tx.db.execute("UPDATE breakers SET failures = 0, open_until = NULL WHERE provider = ? AND failures > 0", (provider,))
+    return forgiven.rowcount == 1
 
 
 def _add_counts(tx: Tx, calls: Sequence[Mapping[tuple[str, str], int]]) -> list[None]:
@@ -239,8 +261,14 @@ class UpkeepPart(Access):
         rows = await self.read(lambda db: db.execute(f"SELECT {BREAKERS.columns} FROM breakers").fetchall())
         return {breaker.provider: breaker for breaker in map(BREAKERS.decode, rows)}
 
-    async def write_breaker(self, breaker: Breaker) -> None:
-        await self.write(_write_breaker, breaker)
+    async def count_failure(self, provider: str, at: datetime, error: str) -> int:
+        return await self.write(_count_failure, (provider, at, error))
+
+    async def leave_alone(self, provider: str, until: datetime) -> None:
+        await self.write(_leave_alone, (provider, until))
+
+    async def forgive(self, provider: str) -> bool:
+        return await self.write(_forgive, provider)
 
     async def add_counts(self, counts: Mapping[tuple[str, str], int]) -> None:
         await self.write(_add_counts, dict(counts))

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from receiver.keys import ApiKey, Scope
 from receiver.model import Channel, DeliveryState, Family, Outcome, Status, from_micros
-from receiver.stores.base import Breaker, DeliveryFilter, JobFilter, NoticeBound, NoticeFilter, NoticeOutcome, Settlement, Store
+from receiver.stores.base import DeliveryFilter, JobFilter, NoticeBound, NoticeFilter, NoticeOutcome, Settlement, Store
 from tests.benchmarks.filling import Filling
 from tests.factories import make_call, make_delivery, make_event, make_family, make_notice, make_poll, make_running_family, make_stored
 
@@ -231,7 +231,9 @@ def keep_up(store: Store, now: datetime) -> dict[str, Step]:
         "drop a lease": lambda: store.drop_lease("stream:oxen"),
         "take tokens": lambda: store.take_tokens("elkapi", now, 100.0, 1000, 1),
         "read breakers": store.read_breakers,
-        "write a breaker": lambda: store.write_breaker(Breaker(provider="elkapi")),
+        "count a failure": lambda: store.count_failure("elkapi", now, "HTTP 500"),
+        "leave alone": lambda: store.leave_alone("elkapi", now),
+        "forgive": lambda: store.forgive("elkapi"),
         "add counts": lambda: store.add_counts({("receiver", "starts"): 1}),
         "check": store.check_writable,
         "create a key": lambda: store.create_key(key),

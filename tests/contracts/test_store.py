@@ -1183,10 +1183,14 @@ class TestUpkeep:
 
     async def test_breakers_are_shared(self, open_store):
         async with open_store() as a, open_store() as b:
-            await a.write_breaker(Breaker(provider="oxen", failures=1))
-            broken = Breaker(provider="oxen", failures=5, open_until=NOW, last_error="503", last_error_at=NOW)
-            await a.write_breaker(broken)
-            assert await b.read_breakers() == {"oxen": broken}
+            assert await a.count_failure("oxen", NOW, "503") == 1
+            assert sorted(await asyncio.gather(*(node.count_failure("oxen", NOW, "503") for node in (a, b) * 2))) == [2, 3, 4, 5]
+            for until in (NOW + seconds(9), NOW + seconds(5)):
+                await b.leave_alone("oxen", until)
+            broken = Breaker(provider="oxen", failures=5, open_until=NOW + seconds(9), last_error="503", last_error_at=NOW)
+            assert await a.read_breakers() == {"oxen": broken}
+            assert [await node.forgive("oxen") for node in (a, b)] == [True, False]
+            assert await b.read_breakers() == {"oxen": replace(broken, failures=0, open_until=None)}
 
     async def test_a_final_submission_is_pruned_with_all_that_belongs_to_it(self, store):
         family = make_running_family(metadata={"user": "42"}, idempotency_key="k")

@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,8 +193,8 @@ class Town:
 
     async def forget_faults(self) -> None:
         """What keeps failing would be left alone for a while."""
-        for breaker in (await self.stage.store.read_breakers()).values():
-            await self.stage.store.write_breaker(msgspec.structs.replace(breaker, failures=0, open_until=None))
+        for provider in await self.stage.store.read_breakers():
+            await self.stage.store.forgive(provider)
         self.stage._house._limiter._paused_until.clear()
         await self.run("sweep")
 

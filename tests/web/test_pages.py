@@ -16,7 +16,7 @@ import pytest
 from receiver.model import Channel, DeliveryState, JobError, Outcome, Output, Status, Update
 from receiver.probing import Cause, Fault
 from receiver.rules import apply_update
-from receiver.stores.base import Breaker, DeliveryFilter, NoticeBound
+from receiver.stores.base import DeliveryFilter, NoticeBound
 from receiver.web.pages_frame import STATIC, show_span, static_marks
 from tests.factories import make_notice
 from tests.web.opened import ELK, Web, open_web
@@ -170,9 +170,8 @@ async def test_the_overview_tells_first_what_needs_a_person(web: Web):
     await web.succeed(remote_id="elk-2")
     await end_deliveries(web, DeliveryState.DEAD, "the shop is closed")
     now = web.services.clock.now()
-    await web.services.store.write_breaker(
-        Breaker(provider="huzz", failures=5, open_until=now + timedelta(minutes=1), last_error="502 Bad Gateway", last_error_at=now)
-    )
+    await web.services.store.count_failure("huzz", now, "502 Bad Gateway")
+    await web.services.store.leave_alone("huzz", now + timedelta(minutes=1))
     await web.services.store.keep_notice(make_notice(), NoticeBound())
     page = await read(web, "/")
     for words in ["dead deliveries to tell", "1 unconfirmed job at elkapi", "huzz is left alone for a while", "502 Bad Gateway"]:

@@ -11,14 +11,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from receiver.errors import StoreUnavailable
 from receiver.loop import LoopHealth
-from receiver.stores.base import Breaker
 from receiver.web import pages_frame, views
 from tests.web.opened import Web, open_web
 
 
 async def test_providers_are_shown_without_secrets(web: Web):
     now = web.services.clock.now()
-    await web.services.store.write_breaker(Breaker(provider="pixazo", failures=3, last_error="connection refused", last_error_at=now))
+    for _ in range(3):
+        await web.services.store.count_failure("pixazo", now, "connection refused")
     await web.succeed()
     await web.submit()
     answer = await web.client.get("/v1/providers")
