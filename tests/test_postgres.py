@@ -17,6 +17,7 @@ from receiver.errors import ConfigError, Conflict, StoreUnavailable
 from receiver.model import DeliveryState, JobError, Status
 from receiver.stores import open_store, postgres_nodes
 from receiver.stores.base import DeliveryFilter, JobFilter, NoticeBound, Settlement
+from receiver.stores.postgres_changes import CHANNEL, TELL_EVERY
 from receiver.stores.postgres_outbox import insert_events
 from tests.factories import (
     NOW,
@@ -503,6 +504,23 @@ class TestPoolers:
                 await writer.add_counts({("", "n"): 1})
                 async with bounded(5):
                     assert await waiting
+
+    async def test_however_much_a_node_writes_the_others_are_told_now_and_then(self, url, raw):
+        heard = []
+        await raw.add_listener(CHANNEL, lambda *words: heard.append(words[-1]))
+        async with open_store(url) as store:
+            began = asyncio.get_running_loop().time()
+            for _ in range(20):
+                await asyncio.gather(*(store.keep_notice(make_notice(f"sub_{n}"), BOUND) for n in range(20)))
+
+            async def has_come():
+                await raw.execute("SELECT 1")
+                return heard
+
+            await until(has_come)
+            most = (asyncio.get_running_loop().time() - began) / TELL_EVERY + 1
+            assert 1 <= len(heard) <= most
+        assert set(heard) == {""}
 
     async def test_a_direct_connection_beside_the_pooler_listens(self, url):
         async with open_pooler(url) as pooler, open_store(pooler.url, listen_url=url) as a, open_store(url) as b:

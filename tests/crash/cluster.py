@@ -126,10 +126,19 @@ class Cluster:
 
     async def restart_postgres(self) -> None:
         """As a crash of the database does it."""
+        async with self.without_postgres():
+            pass
+
+    @asynccontextmanager
+    async def without_postgres(self) -> AsyncIterator[None]:
+        """The database is gone meanwhile, and so are nodes that start."""
         for node in self.nodes:
             node.may_give_up = True
         await asyncio.to_thread(self._postgres.stop_hard)
-        await asyncio.to_thread(self._postgres.start)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self._postgres.start)
         await self.all_up()
         for node in self.nodes:
             node.may_give_up = False

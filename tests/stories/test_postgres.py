@@ -2,11 +2,14 @@
 
 import asyncio
 from collections import Counter
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
 import pytest
 
-from receiver.simulator import Fault, Scenario
+from receiver.clock import ManualClock
+from receiver.simulator import Fault, Scenario, Simulator, serve_simulator
 from tests.postgres import get_server
 from tests.stories.home import open_home, recorded, recorder
 
@@ -81,3 +84,37 @@ async def test_no_poll_and_no_delivery_is_doubled(sim, tmp_path, database):
         assert_heard_once(await events_of(tmp_path, 10), jobs)
         # Each answer took much longer than the interval, and nobody asked a second time meanwhile.
         assert [sim.simulator.ledger.job(job["remote_id"]).polls for job in done] == [1] * 10
+
+
+async def passed(home, name):
+    """The loop of this name ran once more, from its beginning."""
+    for _ in range(2):  # the first one to end may have begun before
+        seen = last_pass(home, name)
+        await home.until(lambda seen=seen: last_pass(home, name) != seen)
+
+
+def last_pass(home, name):
+    return next(loop.last_good_at for loop in home.services.health() if loop.name == name)
+
+
+async def test_one_node_holds_a_stream_and_another_takes_it_over(tmp_path, database):
+    clock, config = ManualClock(datetime.now(UTC)), {"store": database, "more": recorder(tmp_path), "polling": 'overdue_after = "60s"'}
+    async with serve_simulator(Simulator(Scenario(seconds=10), clock=clock)) as sim, AsyncExitStack() as first:
+        a = await first.enter_async_context(open_home(sim, tmp_path, **config))
+        (job,) = await a.submit("oxen", "kling-video-v2-6-pro-text-to-video")
+        await a.until(lambda: sim.simulator.ledger.streams_opened == 1)
+        async with open_home(sim, tmp_path, **config) as b:
+            await passed(b, "stream")
+            await passed(a, "stream")
+            assert sim.simulator.ledger.streams_opened == 1
+            await first.aclose()
+            await b.until(lambda: sim.simulator.ledger.streams_opened == 2)
+
+            async def is_final():
+                clock.advance(timedelta(seconds=3))
+                return (await b.job(job["id"]))["status"] == "succeeded"
+
+            await b.until(is_final)
+            assert (await b.job(job["id"]))["finished_by"] == "stream"
+            assert {entry.listeners for entry in sim.simulator.ledger.streamed} == {1}
+            assert_heard_once(await events_of(tmp_path, 1), [job])
