@@ -35,22 +35,24 @@ async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
 
 async def read_json(request: Request) -> Any:
     """The parsed body; Invalid for whatever is no JSON, or JSON that cannot be kept and sent on as it is."""
-    body = await read_body(request)
+    return parse_json(await read_body(request))
+
+
+def parse_json(text: bytes | str, pointer: str = "") -> Any:
+    """JSON that can be kept and sent on as it is; Invalid for all else. The pointer leads to it where it is but a part of what was sent."""
+    what = "" if pointer else "the body "
+    too_deep = Invalid([{"pointer": pointer, "detail": f"{what}is nested more than {MAX_DEPTH} levels deep"}])
     try:
-        document = msgspec.json.decode(body)
+        document = msgspec.json.decode(text)
         # What can be read can not always be written again (a lone surrogate, half a million nested lists).
         msgspec.json.encode(document)
     except (msgspec.MsgspecError, UnicodeError, OverflowError) as error:
-        raise Invalid([{"pointer": "", "detail": f"the body is not JSON: {error}"}]) from None
+        raise Invalid([{"pointer": pointer, "detail": f"{what}is not JSON: {error}"}]) from None
     except RecursionError:
-        raise too_deep() from None
+        raise too_deep from None
     if depth_of(document) > MAX_DEPTH:
-        raise too_deep()
+        raise too_deep
     return document
-
-
-def too_deep() -> Invalid:
-    return Invalid([{"pointer": "", "detail": f"the body is nested more than {MAX_DEPTH} levels deep"}])
 
 
 def depth_of(document: Any) -> int:

@@ -16,6 +16,7 @@ from receiver.providers.account import Account
 from receiver.services import Services
 from receiver.stores.base import Replayed
 from receiver.tracing import Span
+from receiver.web.bodies import parse_json
 from receiver.web.operations import Answer, Operation, services_of
 from receiver.web.pages_frame import GROUP, Form, go_to, page, read_fields, read_form, show, show_error, show_json
 from receiver.web.providers import show_operations
@@ -122,9 +123,9 @@ def read_document(form: Form) -> dict[str, Any]:
     errors = []
     document: dict[str, Any] = {name: form[name] for name in ("provider", "model", "operation", "media") if name in form}
     try:
-        document["input"] = msgspec.json.decode(form.get("input", "{}"))
-    except (msgspec.DecodeError, RecursionError) as error:
-        errors.append({"pointer": "/input", "detail": f"is not JSON: {error}"})
+        document["input"] = parse_json(form.get("input", "{}"), "/input")
+    except Invalid as error:
+        errors += error.errors
     metadata = [line.partition("=") for line in form.get("metadata", "").splitlines() if line.strip()]
     if any(not sign for _, sign, _ in metadata):
         errors.append({"pointer": "/metadata", "detail": "is not lines of key=value"})

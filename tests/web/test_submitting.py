@@ -112,6 +112,14 @@ async def test_what_is_no_json_is_400(web: Web):
         assert pointers(await web.client.post("/v1/jobs", content=raw, headers={"Content-Type": "application/json"})) == {""}
 
 
+async def test_the_input_of_a_form_is_held_to_the_same(web: Web):
+    for text in ["{", '{"a": 1e999}', '{"a": "\\ud800"}', '{"a":' * 900 + "1" + "}" * 900, "[" * 100_000]:
+        answer = await web.client.post("/try", data={"provider": "elkapi", "model": "flux", "input": text})
+        assert answer.status_code == 400, (text[:20], answer.headers.get("location"))
+        assert ("is not JSON" in answer.text) or ("levels deep" in answer.text)
+    assert (await web.client.get("/v1/jobs")).json()["jobs"] == []
+
+
 async def test_a_body_over_the_cap_is_413(web: Web):
     answer = await web.client.post("/v1/jobs", content=b" " * (2 * 1024 * 1024 + 1))
     assert answer.status_code == 413
