@@ -51,7 +51,7 @@ from receiver.watchdog import Watchdog
 ROLES = ("web", "submit", "settle", "poll", "stream", "dispatch")
 SOON = timedelta(milliseconds=250)  # how late a due time may be noticed; what is new is noticed by a wake
 SECOND = timedelta(seconds=1)
-TIMED = ("probe", "sweep")  # loops that only time brings work
+TIMED = ("poll", "probe", "stream", "sweep")  # loops that only time brings work: what is due, what goes on
 GRACE = timedelta(seconds=10)  # for running work to end when we stop
 log = structlog.get_logger("receiver.app")
 

@@ -70,8 +70,6 @@ async def _keep(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound]]) -> list[boo
 async def _claim(tx: Tx, asked: tuple[int, int]) -> list[Notice]:
     """One node at a time, since what another is just claiming of the same submission cannot be seen; it takes a moment."""
     limit, max_tries = asked
-    if not await tx.look("SELECT 1 FROM notices WHERE outcome IS NULL AND claimed_by IS NULL LIMIT 1"):
-        return []
     await tx.look("SELECT pg_advisory_xact_lock($1)", CLAIMING)
     found = await tx.look(
         "SELECT arrival, tries FROM notices AS notice WHERE outcome IS NULL AND claimed_by IS NULL AND NOT EXISTS (SELECT 1 FROM notices"
@@ -138,6 +136,8 @@ class InboxPart(Access):
         return await self.write(_keep, (notice, bound), weight=1_000 + len(notice.body))
 
     async def claim_notices(self, limit: int, max_tries: int = 5) -> list[Notice]:
+        if not await self.read(lambda tx: tx.look("SELECT 1 FROM notices WHERE outcome IS NULL AND claimed_by IS NULL LIMIT 1")):
+            return []
         return await self.write(_claim, (limit, max_tries), undo=lambda notices: (_unclaim, [notice.id for notice in notices]))
 
     async def release_notices(self, notice_ids: Sequence[str]) -> None:

@@ -161,10 +161,18 @@ class SubmissionsPart(Access):
         return await self.write(_create, family, weight=2_000 + len(json_text(family.submission.input)))
 
     async def claim_submissions(self, now: datetime, limit: int, providers: Sequence[str]) -> list[Family]:
+        if not await self._is_any("state = 'waiting' AND claimed_by IS NULL"):
+            return []
         return await self.write(_claim_waiting, (now, limit, tuple(providers)), undo=lambda claimed: (_unclaim, _ids(claimed)))
 
     async def claim_lost_submissions(self, limit: int) -> list[Family]:
+        if not await self._is_any("state = 'sent' AND claimed_by IS NULL"):
+            return []
         return await self.write(_claim_lost, limit, undo=lambda claimed: (_unclaim, _ids(claimed)))
+
+    async def _is_any(self, condition: str) -> bool:
+        """A look costs one round trip, a claim of nothing three; most of the time there is nothing."""
+        return bool(await self.read(lambda tx: tx.look(f"SELECT 1 FROM submissions WHERE {condition} LIMIT 1")))
 
     async def mark_sent(self, submission_id: str, at: datetime) -> bool:
         return await self.write(_mark_sent, (submission_id, at), undo=lambda is_marked: (_unmark, submission_id if is_marked else None))

@@ -18,13 +18,13 @@ from receiver.model import Delivery, DeliveryState, Event, Stored, to_micros
 from receiver.stores.base import DeliveryFilter
 from receiver.stores.listings import delivery_conditions
 from receiver.stores.rows import AMONG, DELIVERIES, decode_event, decode_outputs, encode_event, json_text
-from receiver.stores.sqlite_access import Access, Tx, one_by_one
+from receiver.stores.sqlite_access import Access, Insert, Tx, one_by_one
 
 HELD, NOT_DUE, READY = 0, 1, 2
 PROMOTED_TOGETHER = 5_000
 FINAL_EVENTS = "('job.succeeded', 'job.failed', 'job.cancelled', 'job.expired')"
 
-INSERT_EVENT = "INSERT INTO events (id, job_id, at, depth, envelope) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
+INSERT_EVENTS = Insert("events", "id, job_id, at, depth, envelope", "ON CONFLICT (id) DO NOTHING")
 
 # Is there an earlier one that must go first? `later` is the one that asks.
 _IS_HELD = (
@@ -43,9 +43,18 @@ INSERT_DELIVERY = (
     f"INSERT INTO deliveries ({DELIVERIES.columns}, stage) SELECT later.*, {_STAGE_OF_NEW}"
     f" FROM (SELECT {', '.join(f'? AS {field}' for field in DELIVERIES.fields)}) AS later WHERE true ON CONFLICT (id) DO NOTHING"
 )
-FREE_FOLLOWERS = (
-    f"UPDATE deliveries AS later SET stage = {_STAGE_OF_FREED}"
-    f" WHERE later.job_id = ? AND later.handler = ? AND later.stage = {HELD} AND NOT ({_IS_HELD})"
+_FREE_FOLLOWERS = (
+    f"UPDATE deliveries SET stage = {_STAGE_OF_FREED} WHERE rowid IN (SELECT later.rowid FROM json_each(?) AS ended"
+    " CROSS JOIN deliveries AS later"
+    " ON later.job_id = json_extract(ended.value, '$[0]') AND later.handler = json_extract(ended.value, '$[1]')"
+    f" WHERE later.stage = {HELD} AND NOT ({_IS_HELD}))"
+)
+_ENDS = ("id", "state", "attempts", "next_attempt_at", "last_error", "updated_at", "urgent_at")
+_FINISH = (
+    "UPDATE deliveries SET "
+    + ", ".join(f"{field} = json_extract(ended.value, '$[{place}]')" for place, field in enumerate((*_ENDS, "stage")) if place)
+    + ", claimed_by = NULL FROM json_each(?1) AS ended WHERE deliveries.id = json_extract(ended.value, '$[0]')"
+    " AND deliveries.state = 'running' AND +deliveries.claimed_by = ?2 RETURNING deliveries.id"
 )
 
 
@@ -84,28 +93,33 @@ def _claim(tx: Tx, asked: tuple[datetime, Mapping[str, int]]) -> list[tuple[Deli
     return [(DELIVERIES.decode(row), decode_event(row[-2], row[-1])) for row in rows]
 
 
-@one_by_one
-def _finish(tx: Tx, delivery: Delivery) -> bool:
-    written = tx.db.execute(
-        "UPDATE deliveries SET state = ?, attempts = ?, next_attempt_at = ?, last_error = ?, updated_at = ?, urgent_at = ?, stage = ?,"
-        " claimed_by = NULL WHERE id = ? AND state = 'running' AND claimed_by = ?",
-        (
-            delivery.state.value,
-            delivery.attempts,
-            None if delivery.next_attempt_at is None else to_micros(delivery.next_attempt_at),
-            delivery.last_error,
-            to_micros(delivery.updated_at),
-            None if delivery.urgent_at is None else to_micros(delivery.urgent_at),
-            _stage_after_run(delivery),
-            delivery.id,
-            tx.node,
-        ),
-    )
-    if written.rowcount != 1:
-        return False
-    if delivery.state is not DeliveryState.RETRYING:
-        tx.db.execute(FREE_FOLLOWERS, (delivery.job_id, delivery.handler))
-    return True
+def _finish(tx: Tx, asked: Sequence[Delivery]) -> list[bool]:
+    """All that ended together in one statement; only the first end of a run counts."""
+    first: dict[str, int] = {}
+    for number, delivery in enumerate(asked):
+        first.setdefault(delivery.id, number)
+    rows = [_end_row(asked[number]) for number in first.values()]
+    written = {row_id for (row_id,) in tx.db.execute(_FINISH, (json_text(rows), tx.node))}
+    freeing = {
+        (delivery.job_id, delivery.handler)
+        for delivery in asked
+        if delivery.id in written and delivery.state is not DeliveryState.RETRYING and delivery.job_id is not None
+    }
+    free_followers(tx.db, freeing)
+    return [delivery.id in written and first[delivery.id] == number for number, delivery in enumerate(asked)]
+
+
+def _end_row(delivery: Delivery) -> tuple[Any, ...]:
+    if delivery.last_error is not None:  # SQLite ends a text of JSON there
+        delivery = replace(delivery, last_error=delivery.last_error.replace("\0", "\ufffd"))
+    row = DELIVERIES.encode(delivery)
+    return (*(row[DELIVERIES.fields.index(field)] for field in _ENDS), _stage_after_run(delivery))
+
+
+def free_followers(db: sqlite3.Connection, ended: Iterable[tuple[str, str]]) -> None:
+    """What waited for deliveries of this job and handler, if it waits for no other."""
+    if pairs := sorted(ended):
+        db.execute(_FREE_FOLLOWERS, (json_text(pairs),))
 
 
 def _stage_after_run(delivery: Delivery) -> int | None:
@@ -123,7 +137,7 @@ def write_emitted(db: sqlite3.Connection, event: Event, deliveries: Sequence[Del
         sequence = counted[0][0]
         event = replace(event, sequence=str(sequence))
         deliveries = [replace(delivery, sequence=sequence) for delivery in deliveries]
-    db.execute(INSERT_EVENT, encode_event(event, event.subject if counted else None))
+    INSERT_EVENTS.write(db, [encode_event(event, event.subject if counted else None)])
     insert_deliveries(db, deliveries)
     return True
 
@@ -173,7 +187,7 @@ def _replay(tx: Tx, asked: tuple[DeliveryFilter, datetime, str | None]) -> int:
         f" WHERE {' AND '.join(terms)} RETURNING job_id, handler",
         (to_micros(now), to_micros(now), *values),
     ).fetchall()
-    tx.db.executemany(FREE_FOLLOWERS, sorted({(job_id, handler) for job_id, handler in replayed if job_id is not None}))
+    free_followers(tx.db, {(job_id, handler) for job_id, handler in replayed if job_id is not None})
     return len(replayed)
 
 

@@ -22,20 +22,20 @@ from receiver.stores.rows import (
     encode_event,
     json_text,
 )
-from receiver.stores.sqlite_access import Access, Tx
-from receiver.stores.sqlite_deliveries import INSERT_EVENT, insert_deliveries
+from receiver.stores.sqlite_access import Access, Insert, Tx
+from receiver.stores.sqlite_deliveries import INSERT_EVENTS, insert_deliveries
 from receiver.stores.sqlite_inbox import INSERT_NOTICES, SETTLE_NOTICE, outcome_row
 from receiver.stores.sqlite_polls import write_polls
 from receiver.stores.sqlite_submissions import insert_jobs, load_families
 
 # A submission that is still `sent` keeps its claim: the node that waits for the answer lives.
-_WRITE_SUBMISSION = (
-    "UPDATE submissions SET state = ?, attempts = ?, next_attempt_at = ?, sent_at = ?, version = version + 1,"
-    " claimed_by = CASE WHEN claimed_by = ? AND ? <> 'sent' THEN NULL ELSE claimed_by END WHERE id = ?"
+_NEW = "json_extract(new.value, '$[{}]')".format
+_WRITE_SUBMISSIONS = (
+    f"UPDATE submissions SET state = {_NEW(1)}, attempts = {_NEW(2)}, next_attempt_at = {_NEW(3)}, sent_at = {_NEW(4)},"
+    f" version = version + 1, claimed_by = CASE WHEN claimed_by = ?1 AND {_NEW(1)} <> 'sent' THEN NULL ELSE claimed_by END"
+    f" FROM json_each(?2) AS new WHERE submissions.id = {_NEW(0)}"
 )
-_WRITE_JOB = (
-    f"INSERT INTO jobs ({JOBS.columns}) VALUES ({JOBS.marks}) ON CONFLICT (id) DO UPDATE SET {JOBS.replacing(but=JOB_KEEPS)}, has_raw = 1"
-)
+_WRITE_JOBS = Insert("jobs", JOBS.columns, f"ON CONFLICT (id) DO UPDATE SET {JOBS.replacing(but=JOB_KEEPS)}, has_raw = 1")
 # A look for each id. With IN in place of this SQLite may go through all ids of the account.
 _BY_REMOTE_ID = (
     f"SELECT {JOBS.columns_of('job')} FROM json_each(?) AS wanted CROSS JOIN jobs AS job INDEXED BY jobs_by_remote_id"
@@ -64,7 +64,7 @@ def _read_standing(db: sqlite3.Connection, ids: Iterable[str]) -> dict[str, Stan
 
 def _write(tx: Tx, settlements: list[Settlement]) -> None:
     db = tx.db
-    db.executemany(_WRITE_SUBMISSION, [_submission_row(settlement.submission, tx.node) for settlement in settlements])
+    db.execute(_WRITE_SUBMISSIONS, (tx.node, json_text([_submission_row(settlement.submission) for settlement in settlements])))
     _resize(db, [settlement.submission for settlement in settlements if settlement.is_resized])
     _write_jobs(db, [job for settlement in settlements for job in settlement.jobs])
     INSERT_NOTICES.write(db, [NOTICES.encode(notice) for settlement in settlements for notice in settlement.notices])
@@ -77,12 +77,13 @@ def _write(tx: Tx, settlements: list[Settlement]) -> None:
         "UPDATE notices SET repeats = repeats + 1, last_at = ? WHERE id = ?", [(to_micros(at), notice_id) for notice_id, at in repeats]
     )
     heard = {notice.job_id for settlement in settlements for notice in settlement.notices} | {outcome.job_id for outcome in outcomes}
-    db.executemany("UPDATE jobs SET has_raw = 1 WHERE id = ? AND has_raw = 0", [(job_id,) for job_id in heard if job_id is not None])
-    db.executemany(INSERT_EVENT, [encode_event(event, event.subject) for settlement in settlements for event in settlement.events])
+    db.execute(f"UPDATE jobs SET has_raw = 1 WHERE id {AMONG} AND has_raw = 0", (json_text(list(heard)),))
+    INSERT_EVENTS.write(db, [encode_event(event, event.subject) for settlement in settlements for event in settlement.events])
     insert_deliveries(db, [delivery for settlement in settlements for delivery in settlement.deliveries])
     answered = {job_id for settlement in settlements for job_id in settlement.polls_answered}
     write_polls(tx, [poll for settlement in settlements for poll in settlement.polls], answered)
-    db.executemany("DELETE FROM polls WHERE job_id = ?", [(job_id,) for settlement in settlements for job_id in settlement.polls_ended])
+    if ended := [job_id for settlement in settlements for job_id in settlement.polls_ended]:
+        db.execute(f"DELETE FROM polls WHERE job_id {AMONG}", (json_text(ended),))
     db.executemany(
         f"INSERT INTO calls ({CALLS.columns}) VALUES ({CALLS.marks}) ON CONFLICT (id) DO NOTHING",
         [CALLS.encode(call) for settlement in settlements for call in settlement.calls],
@@ -90,10 +91,9 @@ def _write(tx: Tx, settlements: list[Settlement]) -> None:
     _learn(db, [duration for settlement in settlements for duration in settlement.durations])
 
 
-def _submission_row(submission: Submission, node: str) -> tuple[str | int | None, ...]:
-    state = submission.state.value
+def _submission_row(submission: Submission) -> tuple[str | int | None, ...]:
     sent_at = None if submission.sent_at is None else to_micros(submission.sent_at)
-    return state, submission.attempts, to_micros(submission.next_attempt_at), sent_at, node, state, submission.id
+    return submission.id, submission.state.value, submission.attempts, to_micros(submission.next_attempt_at), sent_at
 
 
 def _resize(db: sqlite3.Connection, submissions: Sequence[Submission]) -> None:
@@ -105,7 +105,7 @@ def _resize(db: sqlite3.Connection, submissions: Sequence[Submission]) -> None:
 def _write_jobs(db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
     ids = json_text([job.id for job in jobs])
     known = {row_id for (row_id,) in db.execute(f"SELECT id FROM jobs WHERE id {AMONG}", (ids,))}
-    db.executemany(_WRITE_JOB, [JOBS.encode(job) for job in jobs if job.id in known])
+    _WRITE_JOBS.write(db, [JOBS.encode(job) for job in jobs if job.id in known])
     insert_jobs(db, [job for job in jobs if job.id not in known])
 
 

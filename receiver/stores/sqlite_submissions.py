@@ -60,6 +60,8 @@ def _create(tx: Tx, family: Family) -> Family | Replayed | KeyReused:
 def _claim_waiting(tx: Tx, asked: tuple[datetime, int, Sequence[str]]) -> list[Family]:
     now, limit, providers = asked
     due: list[tuple[int, str]] = []
+    if tx.db.execute("SELECT 1 FROM submissions WHERE state = 'waiting' AND claimed_by IS NULL LIMIT 1").fetchone() is None:
+        return []  # as most of the time
     for provider in dict.fromkeys(providers):
         due += tx.db.execute(
             "SELECT next_attempt_at, id FROM submissions WHERE provider = ? AND state = 'waiting' AND claimed_by IS NULL"
