@@ -3,8 +3,11 @@
 import asyncio
 import io
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 import uuid
 from contextlib import AsyncExitStack
@@ -14,17 +17,21 @@ from pathlib import Path
 
 import click
 import httpx
+import pytest
 from click.testing import CliRunner
 from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.app import check
+from receiver.cli.init import SIMULATOR
 from receiver.cli.root import COMMANDS, root
 from receiver.client import Client
 from receiver.config import load
 from receiver.model import Status
 from receiver.simulator.serving import serve_app
+from tests.cli.running import running
+from tests.loopback import free_port
 from tests.stories.home import make_config, open_home, recorded, recorder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,6 +180,38 @@ async def deliveries(home, state):
 def test_every_command_is_named():
     commands = README.split("## Commands")[1].split("## Words")[0]
     assert set(COMMANDS) <= set(re.findall(r"`([a-z-]+)`", commands))
+
+
+@pytest.mark.long
+async def test_the_first_job_comes_home_by_the_lines_as_they_stand(sim, tmp_path):
+    """But for the places of server and simulator, and the questions, which a test of their own answers."""
+    binaries = tmp_path / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "receiver").write_text(f'#!/bin/sh\nexec {sys.executable} -m receiver "$@"\n')
+    (binaries / "receiver").chmod(0o755)
+    (binaries / "activate").write_text(f"PATH={binaries}:$PATH\n")
+
+    def shell(lines):
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("RECEIVER_")}
+        done = subprocess.run(["sh", "-ec", lines], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    activate, init, export, doctor, serve = block("sh", ". .venv/bin/activate  ").splitlines()
+    shell(f"{activate}\n{init.replace('receiver init', 'receiver init --simulated --provider pixazo --outputs outputs')}")
+    file = tmp_path / "receiver.toml"
+    file.write_text(file.read_text().replace("#port = 8080", f"port = {free_port()}").replace(SIMULATOR, sim.url))
+    said = await asyncio.to_thread(shell, f"{activate}\n{export}\n{doctor}")
+    assert "fail" not in said
+    assert serve.strip() == "receiver serve"
+    with running(tmp_path, "serve") as server:
+        server.line("Receiver listens on")
+        said = await asyncio.to_thread(shell, block("sh", ". .venv/bin/activate\n"))
+        assert re.match(r"job_\w+ succeeded", said)
+        async with asyncio.timeout(20):
+            while not list((tmp_path / "outputs").rglob("job_*.png")):
+                await asyncio.sleep(0.05)
+        assert server.stop() == 0
 
 
 def command_lines():
