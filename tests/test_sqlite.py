@@ -53,6 +53,11 @@ class TestOpening:
         async with open_store(f"sqlite:///{tmp_path}/a/b/receiver.db"):
             assert (tmp_path / "a/b/receiver.db").exists()
 
+    async def test_every_commit_is_flushed_to_the_disk(self, url):
+        async with open_store(url) as store:
+            for name, value in [("synchronous", 2), ("journal_mode", "wal")]:
+                assert await on_writer(store, lambda db, name=name: db.execute(f"PRAGMA {name}").fetchone()) == (value,)
+
     async def test_a_relative_url_is_relative_to_here(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         async with open_store("sqlite:///here.db"):
