@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import quote, quote_plus
 
 SHORTEST = 8  # what is shorter would hide ordinary words
@@ -58,13 +58,20 @@ def _forms(secret: str) -> Iterable[str]:
     yield secret
     if PLAIN.fullmatch(secret):
         return
-    for ascii_only in (True, False):
-        escaped = json.dumps(secret, ensure_ascii=ascii_only)[1:-1]
-        yield escaped
-        yield escaped.replace("/", "\\/")  # as PHP writes it
+    for once in _escape(secret):
+        yield once
+        yield from _escape(once)  # JSON as a text in JSON
     for quoted in (quote(secret, safe=""), quote(secret), quote_plus(secret)):
         yield quoted
         yield _lower_escapes(quoted)
+
+
+def _escape(text: str) -> Iterator[str]:
+    """As a part of a JSON string."""
+    for ascii_only in (True, False):
+        escaped = json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+        yield escaped
+        yield escaped.replace("/", "\\/")  # as PHP writes it
 
 
 def _lower_escapes(quoted: str) -> str:

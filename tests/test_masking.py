@@ -18,7 +18,22 @@ def php_text(text):
     return json_text(text).replace("/", "\\/")
 
 
-@given(SECRETS, st.sampled_from([str, json_text, php_text, quote, quote_plus, lambda text: quote(text, safe="")]))
+def twice(text):
+    return json_text(json_text(text))
+
+
+def php_twice(text):
+    return php_text(php_text(text))
+
+
+def unescaped_twice(text):
+    return json.dumps(json.dumps(text, ensure_ascii=False)[1:-1], ensure_ascii=False)[1:-1]
+
+
+JSON_FORMS = [json_text, php_text, twice, php_twice, unescaped_twice]
+
+
+@given(SECRETS, st.sampled_from([str, *JSON_FORMS, quote, quote_plus, lambda text: quote(text, safe="")]))
 def test_no_form_of_a_secret_gets_through(secret, write):
     text, masker = f"before {write(secret)} after", Masker([secret])
     masked = masker.mask_text(text)

@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from receiver.addresses import parse_networks
 from receiver.services import Services
 from receiver.web import callbacks, costs, deliveries, events, health, jobs, notices, pages, providers
 from receiver.web.brakes import Brakes
@@ -22,6 +23,7 @@ from receiver.web.openapi import build_document
 from receiver.web.operations import Operation, build_routes
 from receiver.web.pages_costs import Ledger
 from receiver.web.problems import EXCEPTION_HANDLERS
+from receiver.web.slowing import Slowing
 from receiver.web.submitting import Answered
 from receiver.web.waiting import Waiting
 
@@ -70,6 +72,8 @@ def create_app(services: Services, *, lifespan: Any = None) -> Starlette:
     server, served = services.config.server, (*OPERATIONS, *pages.PAGES)
     headroom, keyring = Headroom(services.store, services.config.store.url), Keyring(services.store, server.api_keys)
     calls = Callbacks(services, headroom)
+    networks = parse_networks(server.trusted_proxies)
+    slowing = Slowing(services.clock, networks, lambda: services.counters.add("receiver", "keys_slowed"))
     guard = Middleware(
         Guard,
         callbacks=calls,
@@ -78,6 +82,7 @@ def create_app(services: Services, *, lifespan: Any = None) -> Starlette:
         roots=find_roots(urlsplit(server.public_url or "").path.rstrip("/")),
         open_paths={operation.path for operation in served if operation.is_open},
         check_session=lambda value: services.tokens.sessions.check(value, services.clock.now()),
+        slowing=slowing,
     )
     app = Application(routes=build_routes(served), middleware=[guard], exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
     app.router.redirect_slashes = False
@@ -86,6 +91,7 @@ def create_app(services: Services, *, lifespan: Any = None) -> Starlette:
     app.state.services = services
     app.state.headroom = headroom
     app.state.keyring = keyring
+    app.state.slowing = slowing
     app.state.waiting = Waiting(services.pulse)
     app.state.answered = Answered()
     app.state.brakes = Brakes(services)

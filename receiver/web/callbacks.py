@@ -82,7 +82,8 @@ class Callbacks:
         self._services, self._headroom = services, headroom
         self._limit = services.inbox.max_body_bytes
         self._room, self._unproven_room = make_room(self._limit, HELD_BODIES), make_room(self._limit, HELD_UNPROVEN)
-        self._slowing = Slowing(services.clock, parse_networks(services.config.server.trusted_proxies))
+        networks = parse_networks(services.config.server.trusted_proxies)
+        self._slowing = Slowing(services.clock, networks, lambda: services.counters.add("receiver", "callbacks_slowed"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = Sender(send)
@@ -117,8 +118,7 @@ class Callbacks:
 
     async def _refuse_slowly(self, scope: Scope, error: Unproven) -> Response:
         try:
-            if await self._slowing.hold(scope):
-                self._services.counters.add("receiver", "callbacks_slowed")
+            await self._slowing.hold(scope)
         except TooMany as too_many:
             return problem_of(too_many)
         return problem_of(error)

@@ -13,9 +13,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from receiver.errors import Unavailable
+from receiver.errors import TooMany, Unavailable
 from receiver.web.keyring import ANYBODY, Caller, Keyring, admit
 from receiver.web.problems import last_resort, problem, problem_of
+from receiver.web.slowing import Slowing
 
 log = structlog.get_logger("receiver.web")
 
@@ -54,13 +55,14 @@ class Guard:
         roots: Collection[str],
         open_paths: Collection[str],
         check_session: Callable[[str], str | None],
+        slowing: Slowing,
     ) -> None:
         self._app, self._callbacks = app, callbacks
         self._keyring = keyring
         self._prefix = unquote(urlsplit(public_url or "").path).rstrip("/")
         self._public_host = urlsplit(public_url or "").netloc.lower()
         self._roots, self._open_paths = frozenset(roots), frozenset(open_paths)
-        self._check_session = check_session
+        self._check_session, self._slowing = check_session, slowing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -103,7 +105,9 @@ class Guard:
                 caller = await self._keyring.find(bearer_of(headers))
                 if caller is None:
                     caller, is_session = await self._find_session(scope, path, headers), True
-            except Unavailable as error:
+                if caller is None and bearer_of(headers):
+                    await self._slowing.hold(scope)
+            except (Unavailable, TooMany) as error:
                 return problem_of(error)
             if caller is None:
                 return ask_for_key(scope, path, headers)

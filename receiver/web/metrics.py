@@ -61,6 +61,7 @@ COUNTED = (
         "reason",
     ),
     Counted("receiver_callbacks_slowed", "Refusals that were held back, for who tries many tokens.", "", {"callbacks_slowed": ""}),
+    Counted("receiver_keys_slowed", "Refusals of API keys that were held back, for who tries many.", "", {"keys_slowed": ""}),
     Counted("receiver_submits", "Calls that ask a provider for work.", "provider", {"submits": ""}),
     Counted(
         "receiver_submissions_refused",

@@ -73,7 +73,7 @@ class Operation:
     @property
     def all_errors(self) -> tuple[int, ...]:
         """Every status of a problem that it may answer with."""
-        common = () if self.is_open else (401, 403)
+        common = () if self.is_open else (401, 403, 429)
         from_body = (400, 413) if self.body else ()
         from_query = (400,) if self.parameters is not None else ()
         from_path = (404,) if "{" in self.path else ()

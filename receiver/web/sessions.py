@@ -17,6 +17,7 @@ from receiver.web.keyring import Keyring
 from receiver.web.operations import Answer, Operation, services_of
 from receiver.web.pages_frame import GROUP, go_to, page, read_fields, read_form, show, show_error
 from receiver.web.query import Query
+from receiver.web.slowing import Slowing
 
 LIFETIME = timedelta(days=7)
 
@@ -30,9 +31,12 @@ async def show_sign_in(request: Request, query: Query) -> Response:
 async def sign_in(request: Request, query: Query) -> Response:
     services = services_of(request)
     keyring: Keyring = request.app.state.keyring
+    slowing: Slowing = request.app.state.slowing
     try:
         form = await read_form(request)
         caller = await keyring.find(form.get("key", "").strip())
+        if caller is None:
+            await slowing.hold(request.scope)
     except ReceiverError as error:
         return show_error(request, error)
     if caller is None:

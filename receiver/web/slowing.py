@@ -1,9 +1,9 @@
-"""Slows those who try tokens: answers to bad ones wait, and never more of them than a few."""
+"""Slows those who try tokens or keys: answers to bad ones wait, and never more of them than a few."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from starlette.types import Scope
@@ -21,10 +21,10 @@ MOST_REMEMBERED = 10_000  # addresses; those that were quiet the longest are for
 
 
 class Slowing:
-    """What one application remembers of bad tokens. Good ones never come here."""
+    """What one application remembers of bad ones. Good ones never come here. `count` is called for each that was held."""
 
-    def __init__(self, clock: Clock, trusted: Sequence[Network]) -> None:
-        self._clock, self._trusted = clock, trusted
+    def __init__(self, clock: Clock, trusted: Sequence[Network], count: Callable[[], None] = lambda: None) -> None:
+        self._clock, self._trusted, self._note = clock, trusted, count
         self._seen: OrderedDict[str, tuple[datetime, int]] = OrderedDict()  # group → when its window began, bad ones since then
         self._waiting = 0
 
@@ -35,8 +35,9 @@ class Slowing:
         if not peer.is_certain or self._count(peer.group) <= FREE:
             return False
         if self._waiting >= MOST_WAITING:
-            raise TooMany("Too many wrong tokens came from this address.", retry_after=int(WINDOW.total_seconds()))
+            raise TooMany("Too many wrong tokens or keys came from this address.", retry_after=int(WINDOW.total_seconds()))
         self._waiting += 1
+        self._note()
         try:
             await self._clock.sleep(DELAY)
         finally:

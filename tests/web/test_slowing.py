@@ -1,8 +1,9 @@
-"""Bad tokens are counted by address and slowed; good ones never."""
+"""Bad tokens and keys are counted by address and slowed; good ones never."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.web.opened import Web, open_web
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PROXY = "10.0.0.1"
+GOOD = "a-key-that-is-good"
 
 
 @pytest.fixture
@@ -124,6 +126,54 @@ async def test_good_callbacks_from_the_same_address_are_untouched(tmp_path: Path
             clock.advance(DELAY)
             assert (await slowed).status_code == 401
         assert (await web.services.counters.read())["receiver", "callbacks_slowed"] == 1
+
+
+async def with_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Web, str], Awaitable[httpx.Response]]) -> None:
+    """Wrong keys wait after some, right ones from the same address never."""
+    async with open_web(tmp_path, f'api_keys = ["{GOOD}"]') as web:
+        clock = ManualClock(NOW)
+        monkeypatch.setattr(web.app.state.slowing, "_clock", clock)
+        for _ in range(FREE):
+            assert (await ask(web, "a-wrong-key")).status_code == 401
+        slowed = asyncio.create_task(ask(web, "a-wrong-key"))
+        async with asyncio.timeout(20):
+            while not (await web.services.counters.read()).get(("receiver", "keys_slowed")):
+                await asyncio.sleep(0.01)
+            for _ in range(3):
+                assert (await ask(web, GOOD)).status_code in {200, 303}
+            assert (await web.client.get("/v1/jobs")).status_code == 401, "who presents none guesses none"
+            assert not slowed.done()
+            clock.advance(DELAY)
+            assert (await slowed).status_code == 401
+        assert (await web.services.counters.read())["receiver", "keys_slowed"] == 1
+        monkeypatch.setattr(slowing, "MOST_WAITING", 0)
+        refused = await ask(web, "a-wrong-key")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "60")
+
+
+async def test_wrong_api_keys_are_slowed_and_good_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async def ask(web: Web, key: str) -> httpx.Response:
+        return await web.client.get("/v1/jobs", headers={"Authorization": f"Bearer {key}"})
+
+    await with_keys(tmp_path, monkeypatch, ask)
+
+
+async def test_wrong_sign_ins_are_slowed_and_good_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async def ask(web: Web, key: str) -> httpx.Response:
+        answer = await web.client.post("/sign-in", data={"key": key}, headers={"Sec-Fetch-Site": "same-origin"})
+        web.client.cookies.clear()
+        return answer
+
+    await with_keys(tmp_path, monkeypatch, ask)
+
+
+async def test_wrong_keys_and_wrong_tokens_are_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(slowing, "MOST_WAITING", 0)
+    async with open_web(tmp_path, f'api_keys = ["{GOOD}"]') as web:
+        for _ in range(FREE):
+            assert (await web.client.post("/callbacks/elkapi/x")).status_code == 401
+        assert (await web.client.post("/callbacks/elkapi/x")).status_code == 429
+        assert (await web.client.get("/v1/jobs", headers={"Authorization": "Bearer wrong"})).status_code == 401
 
 
 async def test_the_address_that_a_trusted_proxy_names_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
