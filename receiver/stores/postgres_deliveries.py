@@ -61,16 +61,12 @@ async def _finish(tx: Tx, asked: Sequence[Delivery]) -> list[bool]:
     for nth, delivery in enumerate(asked, 1):
         first.setdefault(delivery.id, nth)
     await lock_jobs(tx, {delivery.job_id for delivery in asked if delivery.state is not DeliveryState.RETRYING})
-    arrays = DELIVERY_TABLE.arrays(asked, tx.shift)
-    written = {row[0] for row in await tx.change(_FINISH, *(_pick(column, first.values()) for column in arrays), tx.node)}
+    arrays = DELIVERY_TABLE.arrays([asked[nth - 1] for nth in first.values()], tx.shift)
+    written = {row[0] for row in await tx.change(_FINISH, *arrays, tx.node)}
     won = [nth for row, nth in enumerate(first.values(), 1) if row in written]
     ends = [asked[nth - 1] for nth in won]
     await free_followers(tx, [(end.job_id, end.handler) for end in ends if end.state is not DeliveryState.RETRYING])
     return [nth in won for nth in range(1, len(asked) + 1)]
-
-
-def _pick(column: list[Any], numbers: Any) -> list[Any]:
-    return [column[number - 1] for number in numbers]
 
 
 @each("delivering")

@@ -18,11 +18,10 @@ CLAIMING = 4711_0002  # the advisory lock under which notices are claimed
 _N = NOTICE_TABLE.width
 _KEEP = (
     f"WITH kept AS MATERIALIZED (SELECT new.*, octet_length(new.body) AS size FROM {NOTICE_TABLE.unnest()}"
-    f" JOIN unnest(${_N + 1}::bigint[], ${_N + 2}::bigint[], ${_N + 3}::bigint[], ${_N + 4}::bigint[]) WITH ORDINALITY"
-    " AS bound (callbacks, most_callbacks, bytes, most_bytes, nth) USING (nth)"
+    f" JOIN unnest(${_N + 1}::bigint[], ${_N + 2}::bigint[]) WITH ORDINALITY AS bound (callbacks, bytes, nth) USING (nth)"
     " LEFT JOIN inboxes USING (submission_id)"
-    " WHERE submission_id IS NULL OR (coalesce(inboxes.callbacks, 0) + bound.callbacks <= most_callbacks"
-    " AND coalesce(inboxes.bytes, 0) + bound.bytes <= most_bytes)),"
+    " WHERE submission_id IS NULL"
+    " OR (coalesce(inboxes.callbacks, 0) <= bound.callbacks AND coalesce(inboxes.bytes, 0) <= bound.bytes)),"
     f" written AS (INSERT INTO notices ({NOTICE_TABLE.columns}) SELECT {NOTICE_TABLE.columns} FROM kept ORDER BY nth"
     " ON CONFLICT (id) DO NOTHING),"
     " counted AS (INSERT INTO inboxes (submission_id, callbacks, bytes)"
@@ -60,7 +59,7 @@ async def _keep(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound]]) -> list[boo
     for notice, bound in asked:
         callbacks, size = sums.get(notice.submission_id, (0, 0))
         callbacks, size = sums[notice.submission_id] = callbacks + 1, size + len(notice.body)
-        bounds.append((callbacks, bound.callbacks, size, bound.bytes))
+        bounds.append((bound.callbacks - callbacks, bound.bytes - size))  # what may be there already
     notices = NOTICE_TABLE.arrays([notice for notice, _ in asked], tx.shift)
     kept = {row[0] for row in await tx.change(_KEEP, *notices, *map(list, zip(*bounds, strict=True)))}
     return [nth in kept for nth in range(1, len(asked) + 1)]

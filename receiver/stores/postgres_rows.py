@@ -10,6 +10,7 @@ import msgspec
 from receiver.stores.rows import BOOL, BREAKERS, CALLS, DELIVERIES, JOBS, NOTICES, POLLS, SUBMISSIONS, TIME, Rows
 
 T = TypeVar("T", bound=msgspec.Struct)
+NOTHING: list[Any] = []  # a column of nulls: `unnest` fills it up, and the driver need not look at each of them
 PLAIN = {int: "bigint", float: "double precision", bytes: "bytea"}
 
 
@@ -41,7 +42,7 @@ class Table(Generic[T]):
         if shift:
             for index in self._times:
                 columns[index] = [None if at is None else at + shift for at in columns[index]]
-        return columns
+        return [column if column.count(None) < len(column) else NOTHING for column in columns]
 
     def decode(self, row: Sequence[Any], shift: int, **beside: Any) -> T:
         """`row` begins with the columns of this table, in their order."""
@@ -79,7 +80,7 @@ def clean(value: Any) -> Any:
     """The one character that PostgreSQL's text cannot hold is replaced; strangers choose ids and words."""
     if type(value) is str:
         return value.replace("\0", "\ufffd")
-    if type(value) is list and any(type(one) is str and "\0" in one for one in value):
+    if type(value) is list and "\0" in "".join([one for one in value if type(one) is str]):
         return [clean(one) for one in value]
     return value
 
