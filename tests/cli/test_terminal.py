@@ -67,11 +67,11 @@ def test_jobs_and_events_are_watched_live(home):
         watch.read_until(lambda text: all(job in text for job in before))
         after = submit_until(home, watch, "prompt=x [sim: failed]", lambda job: f"✗ {job}")
         watch.read_until(lambda text: "receiver.dead_letter" in text)
+        watch.read_until(lambda text: re.search(rf"✗ {after} failed .*content_rejected", ESCAPES.sub("", text)))
         watch.process.send_signal(signal.SIGINT)
         assert watch.process.wait(BOUND) == 130
         shown = words_of(watch)
     assert re.search(rf"[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏] {before[0]} queued", shown)
-    assert re.search(rf"✗ {after} failed .*content_rejected", shown)
     assert re.search(rf"job.submitted +{after} · pixazo · hunyuan-image", shown)
     assert "handler=nobody" in shown
     assert "2 queued" in shown
