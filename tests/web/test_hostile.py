@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from receiver.web.pages import PAGES
 from tests.web.opened import Web
 
 pytestmark = pytest.mark.long
@@ -57,6 +59,35 @@ NAMES = st.sampled_from(
 VALUES = st.text(max_size=20) | st.sampled_from(
     ["1", "2026-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "WzAsICIiXQ", "queued"]
 )
+HEADERS = st.sampled_from(
+    [
+        *("Accept", "Authorization", "Content-Encoding", "Content-Length", "Content-Type", "Cookie", "Forwarded", "Host", "HX-Request"),
+        *("Idempotency-Key", "If-None-Match", "If-Range", "Last-Event-ID", "Origin", "Prefer", "Range", "Referer", "Sec-Fetch-Site"),
+        *("traceparent", "Transfer-Encoding", "User-Agent", "X-Forwarded-For", "X-Forwarded-Proto", "WebHook-Request-Origin", "X"),
+    ]
+)
+KNOWN_LINES = ("text/html", "bytes=0-0,-1,9-", "Bearer ", "Bearer x", "receiver_session=a.b.c", "*" * 4000, "same-origin", "1", "-1")
+LINES = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=60) | st.sampled_from(
+    KNOWN_LINES
+)
+ADDRESSED = (
+    *(("GET", path) for path in ("/", "/jobs", "/try", "/sign-in", "/v1/jobs", "/v1/notices", "/static/pages.css", "/metrics", "/nowhere")),
+    *(("GET", "/v1/jobs/job_" + "0" * 32 + rest) for rest in ("", "/timeline", "/outputs/0")),
+    *(("POST", path) for path in ("/v1/jobs", "/v1/deliveries/replay", "/callbacks/elkapi", "/callbacks/elkapi/a.b", "/try", "/sign-in")),
+    ("DELETE", "/v1/jobs/job_" + "0" * 32),
+    ("OPTIONS", "/callbacks/elkapi/a.b"),
+)
+SHOWN = ["/", "/docs", *(page.path for page in PAGES if page.method == "GET" and page.path != "/live")]  # that one does not end
+FORMS = [page.path for page in PAGES if page.method == "POST"]
+WORDS = st.sampled_from(
+    ["provider", "model", "operation", "media", "input", "metadata", "token", "key", "next", "remote_id", "state", "handler"]
+)
+KNOWN_TEXTS = (
+    *("elkapi", "flux", "default", "image", "{}", '{"prompt": "x"}', '{"prompt": "\\ud800"}', '{"prompt": 1e999}', "dead", "9" * 400),
+    *("[" * 5000, '{"a":' * 200 + "1" + "}" * 200, "a=b\n=\nc=d", "=" * 5000, "\0", "{{7*7}}", "<script>"),
+    *("//evil.example", "../../etc/passwd", "javascript:alert(1)"),
+)
+TEXTS = st.text(max_size=20) | st.sampled_from(KNOWN_TEXTS)
 PATHS = ("/v1/jobs", "/v1/deliveries", "/v1/notices", "/v1/providers", "/v1/jobs/job_" + "0" * 32)
 
 
@@ -138,5 +169,62 @@ async def test_no_path_breaks_anything(web: Web, prefix, tmp_path: Path):
     @given(st.text(max_size=30) | st.sampled_from(["../../etc/passwd", "..", ".", "//", "\0", "%2e%2e%2f", "a" * 5000]))
     def each(rest: str) -> None:
         run(web, get(rest))
+
+    await in_thread(web, each)
+
+
+async def test_no_header_breaks_anything(web: Web):
+    async def send(method: str, path: str, headers: list[tuple[str, str]]) -> None:
+        request = web.client.build_request(method, path, content=b"" if method == "POST" else None)
+        request.headers = httpx.Headers([*request.headers.raw, *((name.encode(), value.encode("latin-1")) for name, value in headers)])
+        answer = await web.client.send(request)
+        assert answer.status_code < 500, (method, path, headers, answer.text)
+
+    @OFTEN
+    @given(st.sampled_from(ADDRESSED), st.lists(st.tuples(HEADERS, LINES), max_size=4))
+    def each(address: tuple[str, str], headers: list[tuple[str, str]]) -> None:
+        run(web, send(*address, headers))
+
+    await in_thread(web, each)
+
+
+async def test_no_form_breaks_a_page(web: Web):
+    job = await web.succeed()
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+
+    async def send(path: str, body: bytes) -> None:
+        path = path.replace("{id}", job.id).replace("{name}", "tell")
+        answer = await web.client.post(path, content=body, headers=form)
+        assert answer.status_code < 500, (path, body, answer.text)
+        if answer.is_redirect:
+            assert answer.url.join(answer.headers["location"]).host == "127.0.0.1"
+
+    @OFTEN
+    @given(
+        st.sampled_from(FORMS),
+        st.dictionaries(WORDS | st.text(max_size=5), TEXTS, max_size=5).map(
+            lambda fields: urlencode(fields, errors="surrogatepass").encode()
+        )
+        | st.binary(max_size=60),
+    )
+    def each(path: str, body: bytes) -> None:
+        run(web, send(path, body))
+
+    await in_thread(web, each)
+
+
+async def test_no_query_breaks_a_page(web: Web):
+    job = await web.succeed()
+
+    async def get(path: str, query: str) -> None:
+        path = path.replace("{id}", job.id).replace("{name}", "tell")
+        answer = await web.client.get(f"{path}?{query}")
+        assert answer.status_code < 500, (path, query, answer.text)
+
+    @OFTEN
+    @given(st.sampled_from(SHOWN), st.lists(st.tuples(NAMES | WORDS | st.text(max_size=5), TEXTS | VALUES), max_size=3), st.booleans())
+    def each(path: str, pairs: list[tuple[str, str]], is_cut: bool) -> None:
+        query = urlencode(pairs, errors="surrogatepass")
+        run(web, get(path, query[:-1] if is_cut else query))
 
     await in_thread(web, each)
