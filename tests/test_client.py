@@ -129,6 +129,22 @@ async def test_every_job_comes_over_all_pages():
     assert [dict(request.url.params).get("cursor") for request in requests] == [None, "c"]
 
 
+async def test_every_job_comes_to_programs_without_a_loop_too():
+    pages = [{"jobs": [JOB], "next_cursor": "c"}, {"jobs": [JOB | {"id": "job_2"}], "next_cursor": None}]
+
+    def ask(url):
+        with SyncClient(url) as client:
+            first = next(client.every_job())  # who has seen enough leaves
+            return [first["id"], *(job["id"] for job in client.every_job(limit=1))]
+
+    async def talk(seen, writer):
+        page = pages["cursor=c" in seen.target]
+        writer.write(response(200, json.dumps(page).encode(), content_type="application/json"))
+
+    async with serve(talk) as peer:
+        assert await asyncio.to_thread(ask, peer.url) == ["job_1", "job_1", "job_2"]
+
+
 async def test_a_bulk_replay_says_how_many():
     client, requests = client_of((202, {"replayed": 3}))
     assert await client.replay_all(state="dead") == 3
@@ -210,4 +226,4 @@ async def test_a_program_without_an_event_loop_has_the_same_methods():
 
 def test_both_clients_have_the_same_methods():
     both = [{name for name in vars(client) if not name.startswith("_")} for client in (Client, SyncClient)]
-    assert both[0] - both[1] == {"every_job", "not_reachable"}
+    assert both[0] - both[1] == {"not_reachable"}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from receiver.client.calls import Client
-from receiver.client.documents import Event
+from receiver.client.documents import Event, Job
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -60,13 +60,19 @@ class SyncClient:
         self, *, type: str | None = None, provider: str | None = None, job_id: str | None = None, last_event_id: str | None = None
     ) -> Generator[Event, None, None]:
         """As `Client.events`."""
-        events = self.client.events(type=type, provider=provider, job_id=job_id, last_event_id=last_event_id)
+        return self._each(self.client.events(type=type, provider=provider, job_id=job_id, last_event_id=last_event_id))
+
+    def every_job(self, **filters: Any) -> Generator[Job, None, None]:
+        """As `Client.every_job`."""
+        return self._each(self.client.every_job(**filters))
+
+    def _each(self, values: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         try:
-            while True:
-                yield self.runner.run(_next(events))
+            while (value := self.runner.run(_next(values))) is not None:
+                yield value
         finally:
-            self.runner.run(events.aclose())
+            self.runner.run(values.aclose())
 
 
-async def _next(events: AsyncIterator[T]) -> T:
-    return await anext(events)
+async def _next(values: AsyncGenerator[T, None]) -> T | None:
+    return await anext(values, None)

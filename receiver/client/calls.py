@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime, timedelta
 from time import monotonic
 from types import TracebackType
@@ -138,7 +138,7 @@ class Client:
         query["limit"] = None if limit is None else str(limit)
         return await self._call(JobPage, "GET", "/v1/jobs", query=query)
 
-    async def every_job(self, **filters: Any) -> AsyncIterator[Job]:
+    async def every_job(self, **filters: Any) -> AsyncGenerator[Job, None]:
         """All jobs that fit the filters of `jobs`, page by page."""
         cursor: str | None = None
         while True:
