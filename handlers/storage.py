@@ -33,6 +33,7 @@ from .storage_names import DEFAULT, PLAIN, Name, NameTemplate
 from .storage_types import EXTENSIONS, HEAD_BYTES, TYPES_BY_EXTENSION, UNKNOWN, choose_declared, find_type
 
 WRITE_BYTES = 256 * 1024  # collected before a thread writes them
+MOST_WAITING = 1024 * 1024  # while it does
 BUCKET = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.{0,200}))?")
 BUCKET_LIMIT = 5 * 1024**3  # of one copy within S3: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 BUCKET_OPTIONS = ("endpoint", "region", "access_key_id", "secret_access_key")
@@ -165,6 +166,7 @@ class Folder:
 
     def __init__(self, root: Path, names: NameTemplate, max_bytes: int, context: Context) -> None:
         self._root, self._names, self._max_bytes, self._context = root, names, max_bytes, context
+        self._rooted: set[Path] = set()  # folders whose own names are on disk, up to the root
 
     async def keep(self, job: dict[str, Any], output: dict[str, Any]) -> Stored:
         place = Place(self._root, self._names.name(job, output["index"]))
@@ -172,7 +174,7 @@ class Folder:
         known = (output.get("stored") or {}).get("sha256")
         if there is not None and known in (None, there.sha256):
             return there  # from an attempt that ended before it could tell
-        with Part(place) as part:
+        with Part(place, self._rooted) as part:
             await in_thread(part.open)
             try:
                 await self._fill(part, job["id"], output["index"])
@@ -197,14 +199,20 @@ class Folder:
     async def _pour(self, stream: OutputStream, part: Part, index: int) -> None:
         part.declared = stream.media_type
         check_size(index, stream.total or 0, self._max_bytes)
-        waiting = bytearray()
+        came, waiting = part.size, bytearray()
+        writing: asyncio.Future[None] | None = None  # hashed and written while the next bytes come
         try:
             async for piece in stream:
                 waiting += piece
-                check_size(index, part.size + len(waiting), self._max_bytes)
-                if len(waiting) >= WRITE_BYTES:
-                    await in_thread(part.take, waiting)
+                came += len(piece)
+                check_size(index, came, self._max_bytes)
+                if len(waiting) >= WRITE_BYTES and (writing is None or writing.done() or len(waiting) >= MOST_WAITING):
+                    if writing is not None:
+                        await whole(writing)
+                    writing, waiting = start_thread(part.take, waiting), bytearray()
         finally:  # what came before a fault need not come again
+            if writing is not None:
+                await whole(writing)
             await in_thread(part.take, waiting)
         if part.total is not None and part.size != part.total:
             raise HTTPError(f"output {index} ended after {part.size} of {part.total} bytes")
@@ -247,8 +255,8 @@ class Place:
 class Part:
     """An output that is not whole yet, in a file of its own that one attempt at a time may write. Its methods block."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, place: Place, rooted: set[Path]) -> None:
+        self._place, self._rooted = place, rooted
         self._file = -1
         self._digest, self.size = hashlib.sha256(), 0
         self.total: int | None = None
@@ -256,7 +264,9 @@ class Part:
 
     def open(self) -> None:
         """Take up what an earlier attempt left. RetryLater: another one is at it."""
-        self._place.folder.mkdir(parents=True, exist_ok=True)
+        if not self._place.folder.is_dir():
+            self._rooted.discard(self._place.folder)
+            self._place.folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self._place.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._lock()
         self._digest, self.size = hash_file(self._place.part)
@@ -333,14 +343,23 @@ class Part:
         self._place.total.unlink(missing_ok=True)
         for folder in final.parents:
             sync_folder(folder)
-            if folder == self._place.root:
+            if folder == self._place.root or folder in self._rooted:
                 break
+        self._rooted.add(final.parent)
         return Stored(uri=final.as_uri(), bytes=self.size, sha256=self._digest.hexdigest(), media_type=media_type)
 
 
 async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
-    """Run what blocks in a thread; cancelled, it is waited for, so that no file is closed under it."""
-    task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    """Run what blocks in a thread."""
+    return await whole(start_thread(work, *arguments))
+
+
+def start_thread(work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+    return asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+
+
+async def whole(task: asyncio.Future[T]) -> T:
+    """What came of it; cancelled, it is waited for, so that no file is closed under it."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import os
+import shutil
 import stat
 import struct
 import zipfile
@@ -292,15 +293,15 @@ async def test_a_cancelled_attempt_keeps_its_bytes_and_gives_up_its_place(desk, 
 
 
 async def test_a_full_disk_is_a_passing_fault_and_loses_nothing_that_it_took(desk, monkeypatch):
-    real, faults = os.pwrite, [None, OSError(28, "No space left on device"), OSError(28, "No space left on device")]
+    real, left = os.pwrite, [1000]
 
     def fill(file, data, offset):
-        if not faults:
+        if not left:
             return real(file, data, offset)
-        fault = faults.pop(0)
-        if fault is not None:
-            raise fault
-        return real(file, data[:1000], offset)
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        count, left[0] = left[0], 0
+        return real(file, data[:count], offset)
 
     monkeypatch.setattr(os, "pwrite", fill)  # a full disk cannot be had without mounting one
     handler = desk.make("storage")
@@ -308,9 +309,32 @@ async def test_a_full_disk_is_a_passing_fault_and_loses_nothing_that_it_took(des
         event = desk.succeed(f"{peer.url}/a")
         with pytest.raises(OSError, match="No space left"):
             await handler.handle(event)
+        left.clear()  # somebody made room
         await handler.handle(event)
     assert desk.opened == [(0, 0), (0, 1000)]
     assert path_of(desk.stored[0][2].uri).read_bytes() == PNG
+
+
+async def test_folders_are_synced_up_to_the_root_while_they_are_new(desk, tmp_path, monkeypatch):
+    real, synced = os.fsync, []
+
+    def note(handle):
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        if path.is_dir():
+            synced.append(path)
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    handler = desk.make("storage", path="kept", name="{provider}/{job}-{index}{ext}")
+    root, folder = tmp_path / "kept", tmp_path / "kept" / "elkapi"
+    async with serve(Files(a=PNG).talk) as peer:
+        await handler.handle(desk.succeed(f"{peer.url}/a"))
+        assert synced == [folder, root]
+        await handler.handle(desk.succeed(f"{peer.url}/a"))
+        assert synced[2:] == [folder]
+        shutil.rmtree(root)  # somebody tidied up
+        await handler.handle(desk.succeed(f"{peer.url}/a"))
+        assert synced[3:] == [folder, root]
 
 
 async def test_no_name_from_outside_leads_out_of_the_folder(desk, tmp_path):

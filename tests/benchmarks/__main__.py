@@ -17,6 +17,7 @@ LINES = {
     "whole": "accepted, settled, event written, handler done",
     "latency": "from a callback's first byte to the handler's call",
     "polling": "answers about jobs that run, settled and on disk",
+    "fanin": "outputs that the storage handler keeps; memory for a large one",
 }
 
 
