@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -333,7 +333,8 @@ class ManyInterleavings(Interleaving):
 
 def limit(examples: int, steps: int) -> settings:
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=checks)
+    phases = [Phase.explicit, Phase.reuse, Phase.generate]  # to make a failure smaller takes longer than a test may take
+    return settings(max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=checks, phases=phases)
 
 
 TestInterleaving = Interleaving.TestCase
