@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -14,6 +15,7 @@ from receiver.clock import Clock
 from receiver.counters import Counters
 from receiver.errors import TooMany, UnknownProvider, Unproven, WrongSignature
 from receiver.ids import make_id
+from receiver.inflow import Inflow
 from receiver.jwks import Jwks
 from receiver.masking import Masker
 from receiver.model import Channel, Notice
@@ -54,6 +56,7 @@ class Inbox:
             if account.signature is not None
         }
         self._told_at: dict[str, datetime] = {}
+        self._inflow = Inflow()
 
     def find_spec(self, provider: str) -> Spec | None:
         account = self._accounts.get(provider)
@@ -133,12 +136,20 @@ class Inbox:
             headers={name: masker.mask_text(value) for name, value in kept_headers},
             body=masker.mask(decode(body, headers.get("content-encoding", ""), self.max_body_bytes)),
         )
+        if submission_id is None:
+            self._take_in(provider, len(notice.body), now)
         if not await self._store.keep_notice(notice, BOUND):
             self._counters.add(f"provider:{provider}", "callbacks_over_bound")
             raise TooMany("This submission has left too many callbacks.", retry_after=3600)
         self._counters.add(f"provider:{provider}", "callbacks_accepted")
         self._wake_settler()
         return notice
+
+    def _take_in(self, provider: str, size: int, now: datetime) -> None:
+        wait = self._inflow.take(provider, size, now)
+        if wait is not None:
+            self._counters.add(f"provider:{provider}", "callbacks_over_bound")
+            raise TooMany("Too many callbacks came for this account.", retry_after=math.ceil(wait.total_seconds()))
 
     def _kept_headers(self, provider: str) -> tuple[str, ...]:
         spec = self.find_spec(provider)

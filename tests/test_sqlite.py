@@ -354,7 +354,9 @@ class TestPlans:
 
     def is_long(self, statement, line):
         """A scan is short over the few parameters, leases or claims, or along an index up to a limit."""
-        if not line.startswith("SCAN ") or re.match(r"SCAN (json_each|claimed|(pair|share|wanted|ended|new) VIRTUAL|later|CONSTANT|\(|leases)", line):
+        if not line.startswith("SCAN ") or re.match(
+            r"SCAN (json_each|claimed|(pair|share|wanted|ended|new) VIRTUAL|later|CONSTANT|\(|leases)", line
+        ):
             return False
         return not (line.endswith("INDEX notices_claimed") or (" INDEX " in line and re.search(r"LIMIT \d+$", statement)))
 

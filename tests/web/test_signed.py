@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from receiver.inflow import WINDOW, Inflow
 from receiver.model import Outcome, Status
 from receiver.settler import Settler
-from receiver.stores.base import NoticeFilter
+from receiver.stores.base import NoticeBound, NoticeFilter
+from tests.factories import NOW
 from tests.web.opened import Web, open_web
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -250,6 +252,28 @@ async def test_what_signs_no_body_waits_for_a_poll(signed: Web):
     (notice,) = await notices(signed)
     assert (notice.outcome, notice.headers["ce-id"]) == (Outcome.WAITING, "ce-1")
     assert "x-secret" not in notice.headers
+
+
+async def test_callbacks_for_an_account_are_bounded_and_those_with_a_token_are_not_touched(signed: Web, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(signed.services.inbox, "_inflow", Inflow(NoticeBound(callbacks=2, bytes=1_000)))
+    body = event("video_1")
+    answers = [await signed.client.post("/callbacks/openai", content=body, headers=sign(signed, body)) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert 0 < int(answers[2].headers["retry-after"]) <= WINDOW.total_seconds()
+    assert len(await notices(signed)) == 2
+    path = signed.callback_path((await signed.submit(REPLICATE))["submission_id"], "replicate")
+    assert (await signed.client.post(path, content=body, headers=sign(signed, body))).status_code == 200
+
+
+def test_room_for_callbacks_of_an_account_comes_back_with_time_and_is_its_own():
+    inflow = Inflow(NoticeBound(callbacks=2, bytes=100))
+    assert inflow.take("a", 60, NOW) is None
+    assert inflow.take("a", 60, NOW + WINDOW / 2) == WINDOW / 2
+    assert inflow.take("b", 60, NOW) is None
+    assert inflow.take("a", 60, NOW + WINDOW) is None
+    assert inflow.take("a", 40, NOW + WINDOW) is None
+    assert inflow.take("a", 0, NOW + WINDOW) == WINDOW
+    assert inflow.take("a", 1, NOW - WINDOW) is None, "a clock that was set back refuses nobody for long"
 
 
 async def test_the_handshake_of_cloudevents_is_answered_where_the_spec_asks_for_it(signed: Web):
