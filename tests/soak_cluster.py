@@ -1,7 +1,7 @@
 """Many jobs on several nodes of one PostgreSQL: `python -m tests.soak_cluster --nodes 3 --jobs 3000 --kills 30 --restarts 3`.
 
-Nodes are killed with kill -9 at random, the database is restarted in immediate mode, every fault happens; the ledger tells. With
-`--calm` nothing is killed, and whatever is done twice is a fault. Exit 1 if the ledger shows one.
+Nodes are killed with kill -9 or stand still at random, the database is restarted in immediate mode, every fault happens; the ledger
+tells. With `--calm` nothing of that happens, and whatever is done twice is a fault. Exit 1 if the ledger shows one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tests.soak import Order, make_orders
 AT_ONCE = 24
 CALL_BACK = ("pixazo", "hoox", "elkapi")
 QUIET_SECONDS = 10.0  # a kill waits no longer than this for more to happen
+STALL_SECONDS = 18.0  # longer than a node may be silent: the others take its work, and it has to find that out
 PATIENT = 'overdue_after = "5s"'
 STREAM = "oxen"
 
@@ -40,14 +41,21 @@ class Storm:
         self.cluster, self.rng = cluster, rng
         self.counts: Counter[str] = Counter()
 
-    async def rage(self, kills: int, restarts: int, steps: int) -> None:
-        blows = ["kill"] * kills + ["restart"] * (restarts if self.cluster.can_restart_postgres else 0)
+    async def rage(self, kills: int, stalls: int, restarts: int, steps: int) -> None:
+        blows = ["kill"] * kills + ["stall"] * stalls + ["restart"] * (restarts if self.cluster.can_restart_postgres else 0)
         self.rng.shuffle(blows)
+        async with asyncio.TaskGroup() as stalled:
+            await self._strike(blows, steps, stalled)
+
+    async def _strike(self, blows: Sequence[str], steps: int, stalled: asyncio.TaskGroup) -> None:
         for step, blow in zip(sorted(self.rng.choices(range(1, steps), k=len(blows))), blows, strict=True):
             await self._wait_for(step)
             if blow == "kill":
                 await until(lambda: self.rng.choice(self.cluster.nodes).kill())
                 self.counts["kill -9"] += 1
+            elif blow == "stall":
+                stalled.create_task(self.rng.choice(self.cluster.nodes).stall(STALL_SECONDS))
+                self.counts["nodes that stood still"] += 1
             else:
                 await self.cluster.restart_postgres()
                 self.counts["restarts of PostgreSQL"] += 1
@@ -66,7 +74,7 @@ def steps_seen(ledger: Ledger) -> int:
 
 
 async def storm(
-    nodes: int, jobs: int, kills: int, restarts: int, seed: int, folder: Path, postgres: Server, *, fork: bool = False
+    nodes: int, jobs: int, seed: int, folder: Path, postgres: Server, *, kills: int, stalls: int, restarts: int, fork: bool = False
 ) -> Books:
     """Every fault of the providers, and ours: nothing is lost, nothing is submitted twice, one final event for each job."""
     rng = random.Random(seed)
@@ -80,7 +88,7 @@ async def storm(
         submitting = asyncio.create_task(cluster.front.submit_all(orders, at_once=AT_ONCE))
         try:
             bad = Storm(cluster, rng)
-            await bad.rage(kills, restarts, 2 * jobs)
+            await bad.rage(kills, stalls, restarts, 2 * jobs)
             known = await submitting
         finally:
             submitting.cancel()
@@ -152,8 +160,9 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=3000, help="submissions")
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--stalls", type=int, default=3, help="of nodes, longer than their lease")
     parser.add_argument("--restarts", type=int, default=3, help="of PostgreSQL, in immediate mode")
-    parser.add_argument("--calm", action="store_true", help="no kills, no restarts: nothing may happen twice")
+    parser.add_argument("--calm", action="store_true", help="none of that: nothing may happen twice")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="receiver-soak-"))  # it stays where something went wrong
@@ -161,7 +170,8 @@ def main() -> int:
     if asked.calm:
         books = asyncio.run(calm(asked.nodes, asked.jobs, asked.seed, folder, postgres))
     else:
-        books = asyncio.run(storm(asked.nodes, asked.jobs, asked.kills, asked.restarts, asked.seed, folder, postgres))
+        blows = {"kills": asked.kills, "stalls": asked.stalls, "restarts": asked.restarts}
+        books = asyncio.run(storm(asked.nodes, asked.jobs, asked.seed, folder, postgres, **blows))
     print(f"{' '.join(sys.argv[1:])}\n{books.table()}")
     if books.faults:
         print(f"logs are in {folder}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -95,6 +96,14 @@ class Node:
         self.kills += 1
         return True
 
+    async def stall(self, seconds: float) -> None:
+        """As a machine that swaps or is moved: it stands still, and goes on as if nothing had been."""
+        process = await until(lambda: self._process)
+        with suppress(ProcessLookupError):  # it died meanwhile
+            process.signal(signal.SIGSTOP)
+            await asyncio.sleep(seconds)
+            process.signal(signal.SIGCONT)
+
 
 class Cluster:
     """The nodes, the door, and the database that they share. `front` is what a user sees."""
@@ -157,6 +166,7 @@ async def open_cluster(
         stack.push_async_callback(door.close)
         stack.callback(listener.close)
         port = listener.sockets[0].getsockname()[1]
+        sim.simulator.register_webhook("openai", f"http://127.0.0.1:{port}/callbacks/openai")
         front = House(sim, folder, await stack.enter_async_context(open_client(port)), port)
         nodes = []
         for number, own in enumerate(ports, 1):
