@@ -20,6 +20,7 @@ from receiver.errors import ConfigError, Unavailable
 from receiver.model import Status
 from receiver.stores import open_store
 from receiver.stores.base import Store
+from receiver.tracing import open_tracing
 
 MIB, GIB = 2**20, 2**30
 LITTLE_DISK, NO_DISK = 1024 * MIB, 100 * MIB
@@ -65,6 +66,17 @@ def check_secret(config: Config, path: Path) -> Finding:
     if path.stat().st_mode & 0o077:
         return Finding("warn", "secret", f"{path} can be read by others", f"chmod 600 {path}")
     return Finding("ok", "secret", f"kept at {path}; back it up with the database")
+
+
+async def check_traces() -> AsyncIterator[Finding]:
+    """Nothing where the environment does not ask for them."""
+    try:
+        async with open_tracing(os.environ) as tracing:
+            if tracing.is_on:
+                yield Finding("ok", "traces", "are sent where OpenTelemetry's variables say")
+    except ConfigError as error:
+        for mistake in error.mistakes:
+            yield Finding("fail", "traces", f"{mistake.key}: {mistake.detail}")
 
 
 def check_sqlite(version: tuple[int, ...]) -> Finding:

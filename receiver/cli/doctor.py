@@ -71,6 +71,8 @@ async def find_all(session: Session, *, offline: bool) -> AsyncIterator[Finding]
             yield finding
     for finding in checks_local.check_files(config):
         yield finding
+    async for finding in checks_local.check_traces():
+        yield finding
     async for finding in checks_local.check_store(config, plan):
         yield finding
     if plan is not None:

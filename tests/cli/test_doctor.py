@@ -52,6 +52,15 @@ def test_what_the_handlers_say_is_found_beside_the_rest(receiver, tmp_path):
     assert (found["handlers.a.use"]["state"], found["disk"]["check"]) == ("fail", "disk")
 
 
+def test_what_keeps_traces_from_being_sent_is_found(receiver, monkeypatch):
+    assert "traces" not in found_by(receiver("doctor", "--offline", "--json"))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    assert found_by(receiver("doctor", "--offline", "--json"))["traces"]["state"] == "ok"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    found = found_by(receiver("doctor", "--offline", "--json"))["traces"]
+    assert (found["state"], "only http/protobuf is spoken" in found["detail"]) == ("fail", True)
+
+
 def test_each_line_tells_how_it_stands_and_how_to_mend_it(receiver, tmp_path):
     (tmp_path / "receiver.toml").write_text("[providers.pixazo]\n")
     lines = receiver("doctor", "--offline").stdout.splitlines()
