@@ -103,6 +103,30 @@ async def test_events_are_filtered(web: Web):
         assert (await client.get("/v1/events?kind=x")).status_code == 400
 
 
+async def test_an_odd_glob_holds_up_nobody(web: Web):
+    await web.succeed(ELK, DONE)
+    oldest = {"Last-Event-ID": "evt_" + "0" * 32}
+    async with serve(web) as (client, _), asyncio.timeout(30):
+        for glob in [
+            "*" * 1024,
+            "*j*o*b" * 150,
+            "*[a-z]" * 150,
+            "[!" * 500,
+            "[a-" * 300,
+            "?" * 1024,
+            "[]-a]",
+            "\\",
+            "(?i).*",
+            "\r\n\r\n",
+            "é",
+        ]:
+            async with client.stream("GET", "/v1/events", params={"type": glob}, headers=oldest) as answer:
+                assert answer.status_code == 200, glob
+                assert await anext(answer.aiter_lines()) == ": connected"
+        async with aconnect_sse(client, "GET", "/v1/events", headers=oldest) as source:
+            assert [event.event for event in await take(2, source.aiter_sse())] == ["job.submitted", "job.succeeded"]
+
+
 async def test_a_store_that_is_away_for_a_moment_ends_no_stream(web: Web, monkeypatch: pytest.MonkeyPatch):
     read, failures = web.services.store.read_events, 1
 
