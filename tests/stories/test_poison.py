@@ -245,6 +245,8 @@ async def is_settled(place: Town, provider: str, said: list[tuple[str, bytes]]) 
     assert await stage.store.inbox_depth() == 0
     notices = [await stage.store.read_notice(notice_id) for notice_id in kept]
     assert None not in [notice and notice.outcome for notice in notices]
+    for (_, body), notice in zip(said, notices, strict=False):
+        assert is_json(body) or notice.outcome is Outcome.UNREADABLE, "what cannot be read shows as that"
     assert (notices[-1].outcome, notices[-1].reason) == (Outcome.APPLIED, None)
     assert (await place.only_job(neighbour)).status is Status.SUCCEEDED
     job = await place.only_job(family)
@@ -254,6 +256,14 @@ async def is_settled(place: Town, provider: str, said: list[tuple[str, bytes]]) 
     else:
         await place.is_cared_for(family)
     await place.clear()
+
+
+def is_json(body: bytes) -> bool:
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

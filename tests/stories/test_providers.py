@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from receiver.simulator import Fault, Outcome, Scenario
+from tests.loopback import response, say, serve
 from tests.stories.home import open_home, recorded, recorder
 
 QUICK = 'overdue_after = "0.8s"\ninterval = "0.2s"'
@@ -135,6 +136,20 @@ async def test_a_fan_out_brings_every_generation_home(sim, tmp_path, provider):
         assert len({job["remote_id"] for job in jobs}) == 3
         assert [(await home.final(job["id"]))["status"] for job in jobs] == ["succeeded", "failed", "succeeded"]
         assert sim.simulator.ledger.billed == 3
+
+
+async def test_each_submit_has_a_connection_of_its_own(sim, tmp_path):
+    """One that was kept may die under the request, and nobody could tell whether it was taken."""
+    raw = response(200, b'{"id": "elk-1", "status": "queued"}', content_type="application/json")
+    async with serve(say(raw)) as peer:
+        account = f'[providers.elkapi]\napi_key = "k"\nbase_url = "{peer.url}"'
+        async with open_home(sim, tmp_path, providers=account, polling='overdue_after = "0.3s"\ninterval = "0.2s"') as home:
+            for _ in range(3):
+                await home.submit("elkapi", **SUBMITS["elkapi"])
+            await home.until(lambda: [seen for seen in peer.seen if seen.method == "GET"])
+        submits = [seen for seen in peer.seen if seen.method == "POST"]
+        assert [seen.headers.get("connection") for seen in submits] == ["close"] * 3
+        assert peer.connections >= 4
 
 
 async def test_a_cancelled_job_takes_what_the_poll_says(sim, tmp_path):
