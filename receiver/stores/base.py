@@ -376,6 +376,10 @@ class Reading(Protocol):
         """(handler, state) → deliveries, of those that are not done."""
         ...
 
+    async def count_recent(self, handler: str, since: datetime, limit: int) -> int:
+        """Deliveries to a handler that were made since then, `limit` at most."""
+        ...
+
     async def inbox_depth(self) -> int:
         """Notices that are kept and not settled."""
         ...

@@ -179,6 +179,11 @@ class ReadingPart(Access):
     async def count_deliveries(self) -> dict[tuple[str, str], int]:
         return await self._counts("SELECT handler, state, count(*) FROM deliveries WHERE state <> 'done' GROUP BY handler, state")
 
+    async def count_recent(self, handler: str, since: datetime, limit: int) -> int:
+        statement = "SELECT count(*) FROM (SELECT 1 FROM deliveries WHERE handler = $1 AND created_at >= $2 LIMIT $3) AS recent"
+        ((count,),) = await self._rows(statement, handler, to_micros(since) + self.clock.shift, limit)
+        return int(count)
+
     async def inbox_depth(self) -> int:
         ((unclaimed, claimed),) = await self._rows(
             "SELECT (SELECT count(*) FROM notices WHERE outcome IS NULL AND claimed_by IS NULL),"

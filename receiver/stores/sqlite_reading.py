@@ -156,6 +156,11 @@ class ReadingPart(Access):
             )
         )
 
+    async def count_recent(self, handler: str, since: datetime, limit: int) -> int:
+        statement = "SELECT count(*) FROM (SELECT 1 FROM deliveries WHERE handler = ? AND created_at >= ? LIMIT ?)"
+        ((count,),) = await self._fetch(statement, (handler, to_micros(since), limit))
+        return int(count)
+
     async def inbox_depth(self) -> int:
         unclaimed, claimed = await self.read(
             lambda db: db.execute(

@@ -24,7 +24,9 @@ from receiver.web.pages_timeline import draw
 from receiver.web.query import Query, parse_time
 
 ROWS = 50
-MOST_SHOWN = 512 * 1024  # bytes of notices on one page; each can be had whole as a file
+MOST_SHOWN = 32 * 1024  # bytes of notices on one page, which must stay light; each can be had whole as a file
+MOST_DELIVERIES = 50
+FIRST_STEPS, LAST_STEPS = 60, 120  # of a timeline
 MODELS = {"image": "image/*", "video": "video/*", "audio": "audio/*"}
 ACTIONS: dict[str, str] = {
     "poll": "The provider is being asked.",
@@ -126,6 +128,8 @@ async def show_job(request: Request, query: Query) -> Response:
     family = (await services.store.load_families([job.submission_id])).get(job.submission_id)
     account = services.accounts.get(job.provider)
     pictures = [show_output(job, output) for output in job.outputs]
+    left_out = max(len(entries) - FIRST_STEPS - LAST_STEPS, 0)
+    steps = [*entries[:FIRST_STEPS], *entries[FIRST_STEPS + left_out :]]
     return show(
         request,
         "job.html",
@@ -133,10 +137,12 @@ async def show_job(request: Request, query: Query) -> Response:
         job=job,
         submission=family.submission if family else None,
         siblings=[each for each in family.jobs if each.id != job.id] if family else [],
-        entries=[show_step(job, entry) for entry in entries],
+        entries=[show_step(job, entry) for entry in steps],
+        left_out=left_out,
+        left_out_at=FIRST_STEPS if left_out else -1,
         picture=draw(job, entries, services.clock.now()),
         outputs=pictures,
-        deliveries=[entry.row for entry in entries if isinstance(entry.row, Delivery)],
+        deliveries=[entry.row for entry in entries if isinstance(entry.row, Delivery)][-MOST_DELIVERIES:],
         may=allowed(job, account is not None, account.has_cancel(job.operation) if account else False),
         said=ACTIONS.get(read_fields(request).get("done", ""), ""),
     )

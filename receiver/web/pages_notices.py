@@ -17,7 +17,7 @@ from receiver.web.pages_frame import Form, button, page, read_fields, show
 from receiver.web.query import Query
 
 ROWS = 20
-MOST_SHOWN = 512 * 1024  # bytes of notices in one section; each can be had whole as a file
+MOST_SHOWN = 16 * 1024  # bytes of notices in one section, so that the page stays light; each can be had whole as a file
 OUTCOMES = {
     Outcome.UNREADABLE: "The spec did not understand them. After a fix of the spec, settle them again.",
     Outcome.MISMATCHED: "They speak of an id that their submission does not have. They moved nothing; the jobs were polled.",

@@ -1057,6 +1057,15 @@ class TestReading:
         assert await store.sum_costs("elkapi", NOW) == 3
         assert await store.sum_costs("elkapi", NOW - DAY) == 4.5
 
+    async def test_recent_deliveries_of_a_handler_are_counted(self, store):
+        family = make_running_family()
+        await seed(store, family)
+        made = [make_delivery(make_event(family.jobs[0]), created_at=NOW + seconds(number)) for number in range(4)]
+        await settle(store, family, deliveries=(*made, make_delivery(make_event(family.jobs[0]), handler="other", created_at=NOW)))
+        assert await store.count_recent(made[0].handler, NOW + seconds(1), 10) == 3
+        assert await store.count_recent(made[0].handler, NOW, 2) == 2
+        assert await store.count_recent("nobody", NOW, 10) == 0
+
     async def test_costs_are_added_up_by_what_is_asked_for(self, store):
         """Tenths add up to tenths, units are never mixed, days are those of UTC."""
         assert await store.add_up_costs(JobFilter(), ("provider",), 10) == []

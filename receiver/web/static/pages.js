@@ -38,7 +38,7 @@ function colour(name) {
 function makeChart(canvas, kind, series) {
   const { step, label, axis, least, zone } = KINDS[kind];
   const paths = uPlot.paths.bars({ size: [0.7, 40] });
-  const look = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
+  const look = { size: 28, stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
   const bars = (name) => ({ fill: colour(name), stroke: colour(name), width: 0, paths, points: { show: false } });
   const options = {
     width: canvas.clientWidth || 300,
