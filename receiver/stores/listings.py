@@ -23,6 +23,12 @@ LAST_CALLBACK = (
     f"SELECT max(at) FROM (SELECT channel, at FROM notices ORDER BY arrival DESC LIMIT {LOOKED_AT}) AS latest WHERE channel = 'callback'"
 )
 
+# The open jobs of an account behind (status, remote id, id), so many at a time: nobody waits until a million are dealt with.
+OPEN_AFTER = (
+    "SELECT status, remote_id, id FROM jobs WHERE provider = ? AND {is_open} AND remote_id IS NOT NULL"
+    " AND (status, remote_id, id) > (?, ?, ?) ORDER BY status, remote_id, id LIMIT 1000"
+)
+
 _parse_place = msgspec.json.Decoder(tuple[int, str]).decode
 
 

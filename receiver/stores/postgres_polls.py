@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 from receiver.model import Job, Poll
+from receiver.stores.listings import OPEN_AFTER
 from receiver.stores.postgres_access import Access, Tx, each
-from receiver.stores.postgres_rows import JOB_TABLE, POLL_TABLE
+from receiver.stores.postgres_rows import JOB_TABLE, POLL_TABLE, numbered
 from receiver.stores.rows import POLLS
 
 # What was asked for while the poll was under way is not lost when its result is written.
@@ -37,7 +39,6 @@ class _Asked(NamedTuple):
     now: datetime
     job_ids: Sequence[str]
     submission_id: str | None
-    provider: str | None
     cancel: bool
 
 
@@ -100,12 +101,10 @@ async def _poll_now(tx: Tx, asked: _Asked) -> int:
     now = tx.to_db(asked.now)
     changed = 0
     for where, value in _selections(asked):
-        # Of a whole provider only open jobs: the few polls that an expired one has left are spread over a day.
-        is_open = " AND EXISTS (SELECT 1 FROM jobs WHERE jobs.id = polls.job_id AND NOT is_final)" if where.startswith("provider") else ""
         for is_claimed, due, cancel in (("IS NULL", "due_at", "cancel"), ("IS NOT NULL", "asked_at", "asked_cancel")):
             changed += await tx.execute(
                 f"UPDATE polls SET {due} = least({due}, $2), {cancel} = {cancel} OR $3::boolean WHERE job_id IN ("
-                f"SELECT job_id FROM polls WHERE {where.format(id='job_id')}{is_open} AND claimed_by {is_claimed}"
+                f"SELECT job_id FROM polls WHERE {where.format(id='job_id')} AND claimed_by {is_claimed}"
                 f" AND ({due} IS NULL OR {due} > $2 OR ($3 AND NOT {cancel})) ORDER BY job_id FOR UPDATE)",
                 value,
                 now,
@@ -121,18 +120,17 @@ def _selections(asked: _Asked) -> list[tuple[str, Any]]:
         selections.append(("{id} = ANY($1::text[])", list(asked.job_ids)))
     if asked.submission_id is not None:
         selections.append(("submission_id = $1", asked.submission_id))
-    if asked.provider is not None:
-        selections.append(("provider = $1", asked.provider))
     return selections
 
 
 async def _poll_again(tx: Tx, asked: _Asked, where: str, value: Any, now: int) -> int:
-    """A poll for each job that has none and whose provider may still have news; of a whole provider the open ones only."""
-    may_have_news = "NOT is_final" if where.startswith("provider") else "(NOT is_final OR is_own_verdict)"
+    """A poll for each job that has none and whose provider may still have news."""
     return await tx.execute(
         "INSERT INTO polls (job_id, submission_id, provider, due_at, attempts, failures, not_found, cancel)"
-        f" SELECT id, submission_id, provider, $2, 0, 0, 0, $3::boolean FROM jobs WHERE {where} AND remote_id IS NOT NULL"
-        f" AND {may_have_news} AND NOT EXISTS (SELECT 1 FROM polls WHERE job_id = jobs.id) ORDER BY id ON CONFLICT (job_id) DO NOTHING",
+        " SELECT id, submission_id, provider, $2, 0, 0, 0, $3::boolean FROM jobs"
+        f" WHERE {where} AND remote_id IS NOT NULL"
+        " AND (NOT is_final OR is_own_verdict) AND NOT EXISTS (SELECT 1 FROM polls WHERE job_id = jobs.id)"
+        " ORDER BY id ON CONFLICT (job_id) DO NOTHING",
         value,
         now,
         asked.cancel,
@@ -156,6 +154,10 @@ async def _has_open(tx: Tx, provider: str) -> bool:
     return bool(rows[0][0])
 
 
+async def _find_open(tx: Tx, after: Sequence[str]) -> list[tuple[str, str, str]]:
+    return [tuple(row) for row in await tx.look(numbered(OPEN_AFTER.format(is_open="NOT is_final")), *after)]
+
+
 class PollsPart(Access):
     async def claim_polls(self, now: datetime, limit: int, providers: Sequence[str]) -> list[tuple[Poll, Job]]:
         return await self.write(_claim, (now, limit, tuple(providers)), undo=lambda claimed: (_unclaim, [poll for poll, _ in claimed]))
@@ -175,7 +177,13 @@ class PollsPart(Access):
         provider: str | None = None,
         cancel: bool = False,
     ) -> int:
-        return await self.write(_poll_now, _Asked(now, tuple(job_ids), submission_id, provider, cancel))
+        asked = _Asked(now, tuple(job_ids), submission_id, cancel)
+        changed = await self.write(_poll_now, asked) if job_ids or submission_id else 0
+        place = ("", "", "")
+        while provider is not None and (rows := await self.read(partial(_find_open, after=(provider, *place)))):
+            changed += await self.write(_poll_now, asked._replace(job_ids=[job_id for _, _, job_id in rows], submission_id=None))
+            place = rows[-1]
+        return changed
 
     async def has_open_jobs(self, provider: str) -> bool:
         return await self.read(lambda tx: _has_open(tx, provider))

@@ -6,9 +6,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 from receiver.model import Job, Poll, to_micros
+from receiver.stores.listings import OPEN_AFTER
 from receiver.stores.rows import AMONG, JOBS, POLLS, json_text
 from receiver.stores.sqlite_access import Access, Tx, one_by_one
 
@@ -36,7 +38,6 @@ class _Asked(NamedTuple):
     now: datetime
     job_ids: Sequence[str]
     submission_id: str | None
-    provider: str | None
     cancel: bool
 
 
@@ -90,12 +91,10 @@ def _poll_now(tx: Tx, asked: _Asked) -> int:
     now = to_micros(asked.now)
     changed = 0
     for where, value in _selections(asked):
-        # Of a whole provider only open jobs: the few polls that an expired one has left are spread over a day.
-        is_open = " AND EXISTS (SELECT 1 FROM jobs WHERE jobs.id = job_id AND is_final = 0)" if where.startswith("provider") else ""
         for condition, due, cancel in (("claimed_by IS NULL", "due_at", "cancel"), ("claimed_by IS NOT NULL", "asked_at", "asked_cancel")):
             changed += tx.db.execute(
                 f"UPDATE polls SET {due} = min(ifnull({due}, ?), ?), {cancel} = max({cancel}, ?)"
-                f" WHERE {where.format(id='job_id')}{is_open} AND {condition} AND (ifnull({due}, ? + 1) > ? OR {cancel} < ?)",
+                f" WHERE {where.format(id='job_id')} AND {condition} AND (ifnull({due}, ? + 1) > ? OR {cancel} < ?)",
                 (now, now, asked.cancel, value, now, now, asked.cancel),
             ).rowcount
         changed += _poll_again(tx.db, asked, where.format(id="id"), value, now)
@@ -108,20 +107,15 @@ def _selections(asked: _Asked) -> list[tuple[str, str]]:
         selections.append((f"{{id}} {AMONG}", json_text(list(asked.job_ids))))
     if asked.submission_id is not None:
         selections.append(("submission_id = ?", asked.submission_id))
-    if asked.provider is not None:
-        selections.append(("provider = ?", asked.provider))
     return selections
 
 
 def _poll_again(db: sqlite3.Connection, asked: _Asked, where: str, value: str, now: int) -> int:
-    """A poll for each job that has none and whose provider may still have news; of a whole provider the open ones only."""
-    is_account = where.startswith("provider")
-    source = "jobs INDEXED BY jobs_open" if is_account else "jobs"
-    may_have_news = "is_final = 0" if is_account else "(is_final = 0 OR is_own_verdict = 1)"
+    """A poll for each job that has none and whose provider may still have news."""
     return db.execute(
         "INSERT INTO polls (job_id, submission_id, provider, due_at, attempts, failures, not_found, cancel)"
-        f" SELECT id, submission_id, provider, ?, 0, 0, 0, ? FROM {source} WHERE {where} AND remote_id IS NOT NULL AND {may_have_news}"
-        " AND NOT EXISTS (SELECT 1 FROM polls WHERE job_id = jobs.id)",
+        f" SELECT id, submission_id, provider, ?, 0, 0, 0, ? FROM jobs WHERE {where} AND remote_id IS NOT NULL"
+        " AND (is_final = 0 OR is_own_verdict = 1) AND NOT EXISTS (SELECT 1 FROM polls WHERE job_id = jobs.id)",
         (now, asked.cancel, value),
     ).rowcount
 
@@ -139,6 +133,10 @@ def _has_open(db: sqlite3.Connection, provider: str) -> bool:
         (provider,),
     )
     return found.fetchone() is not None
+
+
+def _find_open(db: sqlite3.Connection, after: Sequence[str]) -> list[tuple[str, str, str]]:
+    return db.execute(OPEN_AFTER.format(is_open="is_final = 0"), after).fetchall()
 
 
 class PollsPart(Access):
@@ -160,7 +158,13 @@ class PollsPart(Access):
         provider: str | None = None,
         cancel: bool = False,
     ) -> int:
-        return await self.write(_poll_now, _Asked(now, tuple(job_ids), submission_id, provider, cancel))
+        asked = _Asked(now, tuple(job_ids), submission_id, cancel)
+        changed = await self.write(_poll_now, asked) if job_ids or submission_id else 0
+        place = ("", "", "")
+        while provider is not None and (rows := await self.read(partial(_find_open, after=(provider, *place)))):
+            changed += await self.write(_poll_now, asked._replace(job_ids=[job_id for _, _, job_id in rows], submission_id=None))
+            place = rows[-1]
+        return changed
 
     async def has_open_jobs(self, provider: str) -> bool:
         return await self.read(lambda db: _has_open(db, provider))
