@@ -436,3 +436,28 @@ class TestPlans:
                 plans[statement] = "\n".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}"))
         db.close()
         return plans
+
+
+class TestSyncing:
+    """What is answered is on disk. Claims alone may wait for the next commit."""
+
+    async def test_claims_leave_the_connection_as_it_was(self, url):
+        async with open_store(url) as store:
+            await store.keep_notice(make_notice("sub_1"), BOUND)
+            assert len(await store.claim_notices(1)) == 1
+            assert await store.claim_deliveries(NOW, {"log": 1}) == []
+            assert await store._writer.run(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (2,)  # FULL
+
+    async def test_only_claims_are_committed_without_a_sync(self, url):
+        async with open_store(url) as store:
+            seen: list[str] = []
+            await store._writer.run(lambda db: db.set_trace_callback(seen.append))
+            await store.keep_notice(make_notice("sub_1"), BOUND)
+            assert not [statement for statement in seen if "synchronous" in statement]
+            await store.claim_notices(1)
+            assert [statement for statement in seen if "synchronous" in statement or statement == "COMMIT"][-3:] == [
+                "PRAGMA synchronous = NORMAL",
+                "COMMIT",
+                "PRAGMA synchronous = FULL",
+            ]
+            await store._writer.run(lambda db: db.set_trace_callback(None))

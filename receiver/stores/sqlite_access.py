@@ -8,7 +8,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -60,6 +60,15 @@ def one_by_one(work: Callable[[Tx, A], R]) -> Work[A, R]:
         return [work(tx, argument) for argument in arguments]
 
     return many
+
+
+_FORGETTABLE: set[Work[Any, Any]] = set()
+
+
+def forgettable(work: Work[A, R]) -> Work[A, R]:
+    """For claims: one that is answered before it is synced, and lost when the machine loses its power, is made again."""
+    _FORGETTABLE.add(work)
+    return work
 
 
 class Insert:
@@ -196,6 +205,16 @@ def transaction(db: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Itera
         raise
 
 
+@contextmanager
+def unsynced(db: sqlite3.Connection) -> Iterator[None]:
+    """What is committed within is synced by the next commit outside. The file stays whole either way: https://www.sqlite.org/wal.html"""
+    db.execute("PRAGMA synchronous = NORMAL")
+    try:
+        yield
+    finally:
+        db.execute("PRAGMA synchronous = FULL")
+
+
 class Access:
     """One opened file: writes go through one queue, reads through a few connections of their own."""
 
@@ -262,7 +281,8 @@ class Access:
 
     def _transact(self, db: sqlite3.Connection, pieces: Sequence[_Piece]) -> tuple[list[Any], bool]:
         before = db.total_changes
-        with self._lock.held(), transaction(db):
+        may_forget = all(piece.work in _FORGETTABLE for piece in pieces)
+        with self._lock.held(), unsynced(db) if may_forget else nullcontext(), transaction(db):
             answers = _do(Tx(db, self.node), pieces)
         changes = db.total_changes - before
         self._changes += changes

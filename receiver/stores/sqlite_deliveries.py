@@ -18,7 +18,7 @@ from receiver.model import Delivery, DeliveryState, Event, Stored, to_micros
 from receiver.stores.base import DeliveryFilter
 from receiver.stores.listings import delivery_conditions
 from receiver.stores.rows import AMONG, DELIVERIES, decode_event, decode_outputs, encode_event, json_text
-from receiver.stores.sqlite_access import Access, Insert, Tx, one_by_one
+from receiver.stores.sqlite_access import Access, Insert, Tx, forgettable, one_by_one
 
 HELD, NOT_DUE, READY = 0, 1, 2
 PROMOTED_TOGETHER = 5_000
@@ -62,6 +62,7 @@ def insert_deliveries(db: sqlite3.Connection, deliveries: Iterable[Delivery]) ->
     db.executemany(INSERT_DELIVERY, map(DELIVERIES.encode, deliveries))
 
 
+@forgettable
 @one_by_one
 def _claim(tx: Tx, asked: tuple[datetime, Mapping[str, int]]) -> list[tuple[Delivery, Event]]:
     now, room = to_micros(asked[0]), asked[1]

@@ -13,7 +13,7 @@ from receiver.model import Notice
 from receiver.stores.base import NoticeBound, NoticeOutcome
 from receiver.stores.claiming import choose_notices
 from receiver.stores.rows import AMONG, NOTICES, json_text
-from receiver.stores.sqlite_access import Access, Insert, Tx, one_by_one
+from receiver.stores.sqlite_access import Access, Insert, Tx, forgettable, one_by_one
 
 INSERT_NOTICES = Insert("notices", NOTICES.columns, "ON CONFLICT (id) DO NOTHING")
 SETTLE_NOTICE = (
@@ -60,6 +60,7 @@ def _read_inboxes(db: sqlite3.Connection, submission_ids: Iterable[str]) -> dict
     return {submission_id: (callbacks, size) for submission_id, callbacks, size in msgspec.json.decode(found)}
 
 
+@forgettable
 @one_by_one
 def _claim(tx: Tx, asked: tuple[int, int]) -> list[Notice]:
     limit, max_tries = asked
