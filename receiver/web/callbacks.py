@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from urllib.parse import quote
 
@@ -19,6 +18,7 @@ from receiver.web.bodies import BODY_TIMEOUT
 from receiver.web.guard import Sender, encode_headers
 from receiver.web.headroom import Headroom
 from receiver.web.operations import Answer, Operation
+from receiver.web.patience import Patience
 from receiver.web.problems import last_resort, problem, problem_of
 from receiver.web.slowing import Slowing
 from receiver.web.views import Kept
@@ -83,6 +83,7 @@ class Callbacks:
         self._limit = services.inbox.max_body_bytes
         self._room, self._unproven_room = make_room(self._limit, HELD_BODIES), make_room(self._limit, HELD_UNPROVEN)
         networks = parse_networks(services.config.server.trusted_proxies)
+        self._patience = Patience(BODY_TIMEOUT)
         self._slowing = Slowing(services.clock, networks, lambda: services.counters.add("receiver", "callbacks_slowed"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,7 +176,7 @@ class Callbacks:
         chunks: list[bytes] = []
         held = 0
         try:
-            async with asyncio.timeout(BODY_TIMEOUT):
+            with self._patience.begin():
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":

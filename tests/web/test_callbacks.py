@@ -196,6 +196,7 @@ async def test_bodies_in_memory_are_bounded(web: Web, monkeypatch: pytest.Monkey
 
 async def test_a_body_that_never_ends_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(callbacks, "BODY_TIMEOUT", 0.01)
+    web.app.shortcut = callbacks.Callbacks(web.services, web.app.state.headroom)
     submitted = await web.submit()
     scope_path, never = web.callback_path(submitted["submission_id"]), asyncio.Event()
     sent: list[dict] = []
