@@ -59,7 +59,7 @@ class Stage:
         self.is_dead = False
         self._left: int | None = None  # writes until it dies
         self._dies_before = False
-        self._poison = ""
+        self._poison = self._puzzle = ""
 
     async def open(self) -> None:
         self.is_dead, self._left = False, None
@@ -90,10 +90,16 @@ class Stage:
         """From now on each process that begins to settle this submission dies."""
         self._poison = submission_id
 
+    def errs_over(self, submission_id: str) -> None:
+        """From now on whoever settles this submission meets a bug."""
+        self._puzzle = submission_id
+
     async def _load_or_die(self, submission_ids: Sequence[str]) -> Any:
         if self._poison in submission_ids:
             self.is_dead = True
             raise Killed
+        if self._puzzle in submission_ids:
+            raise RuntimeError("a bug of ours")
         return await type(self.store).load_families(self.store, submission_ids)
 
     async def _write_or_die(self, *arguments: Any, **more: Any) -> Any:

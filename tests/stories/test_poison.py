@@ -399,6 +399,22 @@ def test_a_notice_that_kills_its_settler_every_time_is_set_aside_after_some_trie
     town(story)
 
 
+def test_a_notice_that_brings_out_a_bug_is_set_aside_alone(town):
+    async def story(place: Town) -> None:
+        stage = place.stage
+        families = [await place.running("elkapi", f"elk-{number}") for number in range(3)]
+        for family in families:
+            token = stage.tokens.make("elkapi", family.submission.id)
+            await stage.services.inbox.keep("elkapi", token, family.submission.id, {}, b'{"status": "completed"}')
+        stage.errs_over(families[1].submission.id)
+        await place.run("settle")
+        rows = (await stage.store.read_notices(NoticeFilter(channel=Channel.CALLBACK), 10, None, 0)).rows[::-1]
+        assert [row.outcome for row in rows] == [Outcome.APPLIED, Outcome.UNREADABLE, Outcome.APPLIED]
+        assert stage.crashes == 0
+
+    town(story)
+
+
 @pytest.mark.parametrize("order", [("processing", "gibberish"), ("gibberish", "processing")])
 def test_what_cannot_be_used_is_asked_about_at_once_though_news_came_with_it(town, order):
     async def story(place: Town) -> None:
