@@ -77,6 +77,7 @@ async def _open(path: Path) -> SQLiteStore:
 
 async def _open_usable(path: Path) -> SQLiteStore:
     refuse_network(path, _read_mounts())
+    refuse_moved(path)  # who moves it holds the lock for long
     path.parent.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as opened:
         lock = FileLock(Path(f"{path}.lock"))
