@@ -163,8 +163,8 @@ POISON = st.binary(max_size=40) | st.sampled_from(
 class Interleaving(RuleBasedStateMachine):
     """Each rule is one thing that happens, or one pass; `dies` puts a crash before the next writes."""
 
-    @initialize(ends=st.lists(OUTCOMES, min_size=1, max_size=3), confirm=st.booleans(), is_sent=st.booleans())
-    def begin(self, ends: list[str], confirm: bool, is_sent: bool) -> None:
+    @initialize(ends=st.lists(OUTCOMES, min_size=1, max_size=3), confirm=st.booleans(), dies=st.integers(-1, 5), before=st.booleans())
+    def begin(self, ends: list[str], confirm: bool, dies: int, before: bool) -> None:
         self.runner = asyncio.Runner()
         self.runner.get_loop().set_exception_handler(lambda loop, context: None)  # tasks of a process that was killed
         self.folder = Path(tempfile.mkdtemp(prefix="interleaving-", dir=MEMORY if MEMORY.is_dir() else None))
@@ -175,9 +175,12 @@ class Interleaving(RuleBasedStateMachine):
         self.family: Family = make_family(len(ends), provider="acme", model=None, input={"count": len(ends)}, deadline_seconds=86_400.0)
         self.runner.run(self.stage.open())
         self.runner.run(self.stage.store.create_submission(self.family))
-        if is_sent:
-            self.do(lambda: self.stage.run_pass("submit"))
-            self.do(lambda: self.stage.run_pass("stream"))
+        if dies < 0:
+            return  # it waits to be sent
+        if dies:
+            self.stage.arm(dies, before=before)
+        self.do(lambda: self.stage.run_pass("submit"))
+        self.do(lambda: self.stage.run_pass("stream"))
 
     async def handle(self, event: Any) -> None:
         self.handled[event.id] += 1
@@ -341,3 +344,11 @@ TestInterleaving = Interleaving.TestCase
 TestInterleaving.settings = limit(10, 25)
 TestManyInterleavings = pytest.mark.long(ManyInterleavings.TestCase)
 TestManyInterleavings.settings = limit(30, 50)
+
+
+@pytest.mark.parametrize("dies", range(1, 6))
+@pytest.mark.parametrize("before", [True, False])
+def test_wherever_a_submit_dies_it_is_sent_once_and_comes_home(dies, before):
+    machine = Interleaving()
+    machine.begin(ends=["done", "error"], confirm=False, dies=dies, before=before)
+    machine.teardown()
