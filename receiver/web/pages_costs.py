@@ -24,7 +24,7 @@ from receiver.web.pages_frame import Form, page, read_fields, show
 from receiver.web.query import Query
 
 PERIODS = {"1": "today", "7": "7 days", "30": "30 days", "90": "90 days", "365": "a year"}
-PERIOD = "30"
+PERIOD = "7"
 DAY = timedelta(days=1)
 MOST_ROWS = 50
 KEYS_FROM = 100  # the latest jobs, whose keys of metadata are offered

@@ -266,3 +266,43 @@ async def test_who_chooses_a_provider_gets_its_example_and_keeps_what_he_wrote(b
         await tab.page.get_by_role("button", name="Submit the job").click()
         await tab.page.wait_for_url("**/jobs/job_*")
         assert tab.complaints == []
+
+
+async def pay(home):
+    """A job with a known cost that has come home."""
+    (job,) = await home.submit("hoox", model="nano-banana", media="image", metadata={"team": "red"})
+    return await home.final(job["id"])
+
+
+async def test_costs_are_drawn_and_follow_what_happens(browser, sim, tmp_path):
+    async with open_site(sim, tmp_path) as home, open_tab(browser, home) as tab:
+        job = await pay(home)
+        await tab.sign_in("/costs?key=team")
+        await tab.page.evaluate("window.isTheSame = true")
+        cost = job["cost"]["amount"]
+        await tab.page.get_by_role("heading", name=f"{cost:g} credits for 1 job").wait_for()
+        canvas = tab.page.locator(".chart canvas")
+        await canvas.wait_for()
+        before = await canvas.evaluate("canvas => canvas.toDataURL()")
+        await tab.page.emulate_media(color_scheme="dark")
+        await tab.page.wait_for_function("before => document.querySelector('.chart canvas')?.toDataURL() !== before", arg=before)
+        await pay(home)
+        await tab.page.get_by_role("heading", name=f"{2 * cost:g} credits for 2 jobs").wait_for(timeout=60_000)
+        assert await tab.page.evaluate("window.isTheSame"), "it was loaded anew"
+        assert await tab.page.locator(".chart canvas").count() == 1
+        await tab.page.get_by_role("link", name="red", exact=True).click()
+        await tab.page.wait_for_url("**/jobs?*metadata.team=red*")
+        assert await tab.page.locator("tr[id^=row-]").count() == 2
+        assert tab.complaints == []
+
+
+async def test_costs_can_be_read_without_javascript(browser, sim, tmp_path):
+    async with open_site(sim, tmp_path) as home, open_tab(browser, home, java_script_enabled=False) as tab:
+        job = await pay(home)
+        await tab.sign_in("/costs")
+        assert job["created_at"][:10] in await tab.page.locator("[aria-labelledby^=days-] table").inner_text()
+        await tab.page.get_by_label("Key of metadata").fill("team")
+        await tab.page.get_by_role("button", name="Show").click()
+        await tab.page.get_by_role("heading", name="By team").wait_for()
+        assert "key=team" in tab.page.url
+        assert tab.complaints == []
