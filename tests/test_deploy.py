@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from receiver.app import check
 from receiver.cli.root import COMMANDS
 from receiver.config import load
+from tests.cli.running import call, running
 from tests.loopback import free_port
 from tests.web.opened import open_web
 
@@ -185,38 +187,94 @@ def test_systemd_takes_the_units(tmp_path):
     assert run(analyze, "verify", *(str(tmp_path / name) for name in names)).strip() == ""
 
 
+CADDY = ["caddy", "run", "--adapter", "caddyfile", "--config", str(DEPLOY / "Caddyfile")]
+SERVER = """
+[server]
+port = {port}
+public_url = "http://127.0.0.1:{front}"
+api_keys = ["an-api-key-behind-a-proxy"]
+trusted_proxies = ["127.0.0.1/32"]
+[network]
+allow_private = ["127.0.0.0/8"]
+[providers.replicate]
+api_key = "any"
+base_url = "{base_url}"
+callback_secrets = {callback_secrets}
+"""
+
+
+def caddy_environ(folder, domain, upstream=""):
+    """Caddy keeps its things in the folder."""
+    return {"RECEIVER_DOMAIN": domain, "RECEIVER_UPSTREAM": upstream, "HOME": str(folder), "XDG_DATA_HOME": str(folder)}
+
+
+def write_nginx(folder, site):
+    """A whole configuration for the site, which is a file of the http block; what to start it with."""
+    (folder / "receiver.conf").write_text(site)
+    temporary = "".join(f"{each}_temp_path {folder}; " for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    user = "user root;" if os.getuid() == 0 else ""  # else its workers are nobody, to whom the folder is shut
+    http = f"access_log {folder}/access.log; {temporary} include {folder}/receiver.conf;"
+    (folder / "main.conf").write_text(f"{user} daemon off; pid {folder}/pid; events {{}} http {{ {http} }}")
+    return ["nginx", "-e", "stderr", "-p", str(folder), "-c", str(folder / "main.conf")]
+
+
+def start_proxy(name, folder, port, front):
+    """The proxy as its file stands, but for names, certificates and ports."""
+    if name == "caddy":
+        words, environ = CADDY, caddy_environ(folder, f"http://127.0.0.1:{front}", f"127.0.0.1:{port}")
+    else:
+        site = re.sub(r"(?m)^ *(ssl_certificate|listen \[).*\n", "", text_of("nginx.conf")).replace("127.0.0.1:8080", f"127.0.0.1:{port}")
+        words, environ = write_nginx(folder, site.replace("listen 443 ssl;", f"listen 127.0.0.1:{front};")), {}
+    return subprocess.Popen(words, env=os.environ | environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("name", ["caddy", "nginx"])
+async def test_signed_callbacks_come_home_through_a_proxy(sim, tmp_path, name):
+    need(name)
+    port, front = free_port(), free_port()
+    values = {key: json.dumps(value).strip('"') for key, value in sim.settings("replicate").items()}
+    (tmp_path / "receiver.toml").write_text(SERVER.format(port=port, front=front, **values))
+    (tmp_path / "proxy").mkdir()
+    proxy = start_proxy(name, tmp_path / "proxy", port, front)
+    try:
+        async with asyncio.timeout(20):
+            while not await answers(front):
+                await asyncio.sleep(0.05)
+        with running(tmp_path, "serve") as server:
+            server.line("Receiver listens on")
+            said = (await asyncio.to_thread(call, tmp_path, "doctor"))[1]
+            assert "bodies and headers arrive as they are sent" in said, said
+            words = ("submit", "replicate", "black-forest-labs/flux-schnell", "-i", "prompt=a boat", "--wait")
+            code, said, _ = await asyncio.to_thread(call, tmp_path, *words)
+            assert (code, "by callback" in said) == (0, True), said
+    finally:
+        proxy.terminate()
+        proxy.wait(20)
+    assert not (tmp_path / "proxy" / "access.log").exists() or "/callbacks/" not in (tmp_path / "proxy" / "access.log").read_text()
+
+
+async def answers(port):
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 def test_caddy_takes_its_file(tmp_path):
-    caddy = need("caddy")
-    environ = {"RECEIVER_DOMAIN": "hooks.example.com", "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
-    assert "Valid configuration" in run(caddy, "validate", "--adapter", "caddyfile", "--config", str(DEPLOY / "Caddyfile"), **environ)
+    need("caddy")
+    assert "Valid configuration" in run("caddy", "validate", *CADDY[2:], **caddy_environ(tmp_path, "hooks.example.com"))
 
 
 def test_nginx_takes_its_file(tmp_path):
-    nginx, openssl = need("nginx"), need("openssl")
+    need("nginx")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    run(
-        openssl,
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-subj",
-        "/CN=x",
-        "-days",
-        "1",
-        "-keyout",
-        str(key),
-        "-out",
-        str(certificate),
-    )
-    text = text_of("nginx.conf").replace("listen [::]:443 ssl;", "").replace("listen 443", f"listen 127.0.0.1:{free_port()}")
-    text = re.sub(r"\S+/privkey\.pem", str(key), re.sub(r"\S+/fullchain\.pem", str(certificate), text))
-    (tmp_path / "receiver.conf").write_text(text)
-    temporary = "".join(f"{each}_temp_path {tmp_path}; " for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    main = tmp_path / "main.conf"
-    main.write_text(f"pid {tmp_path}/pid; events {{}} http {{ access_log off; {temporary} include {tmp_path}/receiver.conf; }}")
-    assert "test is successful" in run(nginx, "-t", "-e", "stderr", "-p", str(tmp_path), "-c", str(main))
+    what = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-days", "1")
+    run(need("openssl"), *what, "-keyout", str(key), "-out", str(certificate))
+    site = text_of("nginx.conf").replace("listen [::]:443 ssl;", "").replace("listen 443", f"listen 127.0.0.1:{free_port()}")
+    site = re.sub(r"\S+/privkey\.pem", str(key), re.sub(r"\S+/fullchain\.pem", str(certificate), site))
+    assert "test is successful" in run(*write_nginx(tmp_path, site), "-t")
 
 
 def test_litestream_copies_the_file_that_the_units_write():
