@@ -257,7 +257,7 @@ class Poller:
                     decides[job.submission_id].append(self._decide(poll, job.id, update, Answer(status=200, body=row)))
             await self._settle({submission_id: in_turn(parts) for submission_id, parts in decides.items()})
             for remote_id in part:
-                del listed[remote_id]
+                self._settling.counters.add(f"provider:{account.name}", "polls_answered", len(listed.pop(remote_id)))
 
     async def _list(self, account: Account, jobs: Sequence[Job], wanted: Container[str | None] | None = None) -> list[tuple[Update, bytes]]:
         """The rows about `wanted` ids, without it all."""
@@ -270,6 +270,7 @@ class Poller:
                 continue
             try:
                 rows += await asyncio.to_thread(read_list_answer, account, answer, self._clock.now(), wanted)  # it may be long
+                await self._limiter.succeeded(account)
             except Unreadable as error:
                 log.warning("list.unreadable", provider=account.name, reason=str(error))
         return rows

@@ -42,7 +42,7 @@ class Oxen:
 
 
 @asynccontextmanager
-async def polling(folder, oxen, remote_ids, interval):
+async def polling(folder, oxen, remote_ids, interval, failures=0):
     """A process that polls, over a store with these jobs, all of them due. Gives the store."""
     async with serve(oxen) as peer:
         text = (
@@ -52,6 +52,8 @@ async def polling(folder, oxen, remote_ids, interval):
         plan = check(load(text, os.environ, folder=folder))
         async with run(plan, ()) as services:
             await seed(services.store, remote_ids)
+            for _ in range(failures):
+                await services.store.count_failure("oxen", datetime.now(UTC), "HTTP 500")
         async with run(plan, ("poll",)) as services:
             yield services.store
 
@@ -86,6 +88,21 @@ async def test_one_call_answers_for_all_that_it_names_two_of_one_id_too(tmp_path
         await until(asked_twice)
     assert oxen.lists >= 2
     assert oxen.singles == []
+
+
+async def test_a_list_that_is_answered_shows_a_failing_provider_well_again(tmp_path):
+    ids = ["r1", "r2", "r3"]
+    async with polling(tmp_path, Oxen(*ids), ids, "0.2s", failures=5) as store:
+
+        async def is_well():
+            breaker = (await store.read_breakers()).get("oxen")
+            return breaker is None or breaker.failures == 0
+
+        async def is_counted():
+            return (await store.read_counters()).get(("provider:oxen", "polls_answered"), 0) >= 3
+
+        await until(is_well)
+        await until(is_counted)
 
 
 async def test_what_the_list_does_not_name_is_asked_for_alone_as_many_at_once_as_allowed(tmp_path):
