@@ -44,6 +44,7 @@ from receiver.stores.base import Store
 from receiver.streams import Streams
 from receiver.submitter import Submitter
 from receiver.sweeper import Sweeper
+from receiver.tally import Tally
 from receiver.tokens import Tokens
 from receiver.tracing import OFF, Tracing, open_tracing
 from receiver.watchdog import Watchdog
@@ -52,6 +53,7 @@ ROLES = ("web", "submit", "settle", "poll", "stream", "dispatch")
 SOON = timedelta(milliseconds=250)  # how late a due time may be noticed; what is new is noticed by a wake
 SECOND = timedelta(seconds=1)
 TIMED = ("poll", "probe", "stream", "sweep")  # loops that only time brings work: what is due, what goes on
+MOST_COUNTED = 10_000  # open jobs, for a warning at start
 GRACE = timedelta(seconds=10)  # for running work to end when we stop
 log = structlog.get_logger("receiver.app")
 
@@ -179,6 +181,7 @@ class House:
             settling=settling,
             outputs=outputs,
             counters=counters,
+            tally=Tally(store),
             pulse=Pulse(),
             health=lambda: tuple(loop.health for loop in self._loops.values()),
             is_reachable=lambda: self._probe.is_reachable,
@@ -273,8 +276,9 @@ class House:
         for account in self._plan.accounts.values():
             if not account.api_key:
                 log.warning("provider.no_key", provider=account.name, hint=f"set providers.{account.name}.api_key")
-        for (provider, _), count in (await self._store.count_jobs()).items():
+        for provider in await self._store.open_accounts():
             if provider not in self._plan.accounts:
+                count = await self._store.count_open(provider, MOST_COUNTED)
                 hint = "its callbacks are kept, nothing is polled; put it back into the configuration to bring them home"
                 log.warning("provider.left", provider=provider, open_jobs=count, hint=hint)
 

@@ -18,6 +18,7 @@ from receiver.providers.spec import Spec
 from receiver.pulse import Pulse
 from receiver.settling import Settling
 from receiver.stores.base import Store
+from receiver.tally import Tally
 from receiver.tokens import Tokens
 
 
@@ -47,6 +48,7 @@ class Services:
     settling: Settling
     outputs: Outputs
     counters: Counters
+    tally: Tally
     pulse: Pulse  # beats when the store changed; the loops listen to it
     health: Callable[[], tuple[LoopHealth, ...]]
     is_reachable: Callable[[], bool]  # False: no callback comes home; the public URL did not lead here when it was last tried

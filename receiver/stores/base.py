@@ -372,6 +372,14 @@ class Reading(Protocol):
         """(provider, status) → jobs, of those that are open; final ones are in the counters."""
         ...
 
+    async def open_accounts(self) -> list[str]:
+        """The accounts that have open jobs, by name. Quick, however many those are."""
+        ...
+
+    async def count_open(self, provider: str, most: int) -> int:
+        """Open jobs of this account, counted up to `most`."""
+        ...
+
     async def count_deliveries(self) -> dict[tuple[str, str], int]:
         """(handler, state) → deliveries, of those that are not done."""
         ...

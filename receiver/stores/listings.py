@@ -29,6 +29,13 @@ OPEN_AFTER = (
     " AND (status, remote_id, id) > (?, ?, ?) ORDER BY status, remote_id, id LIMIT 1000"
 )
 
+# From one account to the next in the index.
+OPEN_ACCOUNTS = (
+    "WITH RECURSIVE accounts (name) AS (SELECT min(provider) FROM {jobs} WHERE {is_open} UNION ALL"
+    " SELECT (SELECT min(provider) FROM {jobs} WHERE {is_open} AND provider > accounts.name) FROM accounts WHERE accounts.name IS NOT NULL)"
+    " SELECT name FROM accounts WHERE name IS NOT NULL"
+)
+
 _parse_place = msgspec.json.Decoder(tuple[int, str]).decode
 
 

@@ -14,6 +14,7 @@ from receiver.stores.costs import Dialect, Sums, select_costs
 from receiver.stores.listings import (
     LAST_CALLBACK,
     NOTICE_HEADS,
+    OPEN_ACCOUNTS,
     TIMELINE_ROWS,
     NoticeStatements,
     Statement,
@@ -175,6 +176,13 @@ class ReadingPart(Access):
 
     async def count_jobs(self) -> dict[tuple[str, str], int]:
         return await self._counts("SELECT provider, status, count(*) FROM jobs WHERE NOT is_final GROUP BY provider, status")
+
+    async def open_accounts(self) -> list[str]:
+        return [row[0] for row in await self._rows(OPEN_ACCOUNTS.format(jobs="jobs", is_open="NOT is_final"))]
+
+    async def count_open(self, provider: str, most: int) -> int:
+        statement = "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE provider = $1 AND NOT is_final LIMIT $2) AS found"
+        return int((await self._rows(statement, provider, most))[0][0])
 
     async def count_deliveries(self) -> dict[tuple[str, str], int]:
         return await self._counts("SELECT handler, state, count(*) FROM deliveries WHERE state <> 'done' GROUP BY handler, state")

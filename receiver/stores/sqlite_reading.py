@@ -16,6 +16,7 @@ from receiver.stores.costs import DAY, Dialect, Sums, select_costs
 from receiver.stores.listings import (
     LAST_CALLBACK,
     NOTICE_HEADS,
+    OPEN_ACCOUNTS,
     TIMELINE_ROWS,
     NoticeStatements,
     further,
@@ -146,6 +147,14 @@ class ReadingPart(Access):
         return await self.read(
             lambda db: _counts(db, "SELECT provider, status, count(*) FROM jobs WHERE is_final = 0 GROUP BY provider, status")
         )
+
+    async def open_accounts(self) -> list[str]:
+        statement = OPEN_ACCOUNTS.format(jobs="jobs INDEXED BY jobs_open", is_open="is_final = 0")
+        return await self.read(lambda db: [name for (name,) in db.execute(statement)])
+
+    async def count_open(self, provider: str, most: int) -> int:
+        statement = "SELECT count(*) FROM (SELECT 1 FROM jobs INDEXED BY jobs_open WHERE provider = ? AND is_final = 0 LIMIT ?)"
+        return await self.read(lambda db: int(db.execute(statement, (provider, most)).fetchone()[0]))
 
     async def count_deliveries(self) -> dict[tuple[str, str], int]:
         return await self.read(

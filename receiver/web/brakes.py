@@ -46,7 +46,7 @@ class Brakes:
         if most is None:
             return
         name = submission.provider
-        is_open = sum(count for (provider, _), count in (await self._store.count_jobs()).items() if provider == name)
+        is_open = await self._store.count_open(name, most)
         if is_open + submission.count > most:
             asked = "" if submission.count == 1 else f", {submission.count} more are asked for"
             raise self._refusal(name, "max_open", f"{is_open} jobs are open{asked}, and {most} may be", RETRY_AFTER)

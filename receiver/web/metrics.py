@@ -116,9 +116,9 @@ def info() -> Metric:
 async def waiting(services: Services, short: Collection[str]) -> list[Metric]:
     """What is under way, and for how long."""
     store = services.store
-    oldest, deliveries = await store.inbox_oldest(), await store.count_deliveries()
+    oldest, deliveries = await store.inbox_oldest(), await services.tally.deliveries()
     age = 0.0 if oldest is None else max((services.clock.now() - oldest).total_seconds(), 0.0)
-    overdue = await store.count_overdue()
+    overdue = await services.tally.overdue()
     dead = {
         (handler,): deliveries.get((handler, DeliveryState.DEAD), 0) for handler in {*services.handlers, *(name for name, _ in deliveries)}
     }
@@ -126,7 +126,7 @@ async def waiting(services: Services, short: Collection[str]) -> list[Metric]:
         gauge("receiver_inbox_notices", "Notices that are kept and not settled.", (), {(): await store.inbox_depth()}),
         gauge("receiver_inbox_oldest_seconds", "How long the oldest of them waits.", (), {(): age}),
         gauge("receiver_short", "1 while new work is refused for want of it.", ("of",), {(each,): each in short for each in (DISK, INBOX)}),
-        gauge("receiver_open_jobs", "Jobs that are not final.", ("provider", "status"), await store.count_jobs()),
+        gauge("receiver_open_jobs", "Jobs that are not final.", ("provider", "status"), await services.tally.open_jobs()),
         gauge(
             "receiver_overdue_jobs",
             "Open jobs whose news is overdue, so that they are polled.",
@@ -154,7 +154,7 @@ async def health(services: Services) -> list[Metric]:
 
 async def money(services: Services) -> list[Metric]:
     midnight = services.clock.now().replace(hour=0, minute=0, second=0, microsecond=0)
-    sums = await asyncio.gather(*(services.store.sum_costs(name, midnight) for name in services.accounts))
+    sums = await asyncio.gather(*(services.tally.costs(name, midnight) for name in services.accounts))
     text = "What jobs made since midnight UTC cost, in the provider's unit."
     return [
         gauge("receiver_cost_today", text, ("provider",), {(name,): amount for name, amount in zip(services.accounts, sums, strict=True)})

@@ -39,7 +39,7 @@ async def list_deliveries(request: Request, query: Query) -> Response:
         sections = [section for section in listed if section["rows"]]
     else:
         sections = [await read_section(request, wanted, wanted.state, ROWS, cursor)]
-    counts = await services.store.count_deliveries()
+    counts = await services.tally.deliveries()
     is_narrow = wanted.job_id is not None or wanted.event_type is not None
     return show(
         request,

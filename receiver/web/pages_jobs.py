@@ -61,7 +61,7 @@ async def list_jobs(request: Request, query: Query) -> Response:
         next=urlencode({**({"q": words} if words else {}), **fields, "cursor": cursor}) if cursor else "",
         is_first="cursor" not in fields,
         statuses=[status.value for status in Status],
-        providers=sorted({*services.accounts, *(provider for provider, _ in await services.store.count_jobs())}),
+        providers=sorted({*services.accounts, *(await services.store.open_accounts())}),
     )
 
 
@@ -101,7 +101,7 @@ async def search(services: Services, words: str) -> JobFilter | list[Job] | str:
     if re.fullmatch("ntc_[0-9a-f]{32}", words):
         notice = await services.store.read_notice(words)
         return f"jobs/{notice.job_id}" if notice and notice.job_id else []
-    names = sorted({*services.accounts, *(provider for provider, _ in await services.store.count_jobs())})
+    names = sorted({*services.accounts, *(await services.store.open_accounts())})
     found = [job for name in names for job in await services.store.find_jobs(name, [words])]
     if len(found) == 1:
         return f"jobs/{found[0].id}"

@@ -42,7 +42,7 @@ class Trouble(msgspec.Struct, frozen=True):
 
 async def show_overview(request: Request, query: Query) -> Response:
     services = services_of(request)
-    jobs, deliveries = await services.store.count_jobs(), await services.store.count_deliveries()
+    jobs, deliveries = await services.tally.open_jobs(), await services.tally.deliveries()
     counters = await services.counters.read()
     statuses = Counter[str]()
     for (_, status), count in jobs.items():

@@ -32,7 +32,7 @@ async def list_handlers(request: Request, query: Query) -> Response:
 
 async def provider_rows(services: Services) -> list[dict[str, Any]]:
     counters, breakers = await services.counters.read(), await services.store.read_breakers()
-    learned, jobs = await services.store.read_learned(), await services.store.count_jobs()
+    learned, jobs = await services.store.read_learned(), await services.tally.open_jobs()
     names = sorted({*services.specs, *services.accounts, *(provider for provider, _ in jobs)})
     rows = []
     for name in names:
@@ -56,7 +56,7 @@ async def provider_rows(services: Services) -> list[dict[str, Any]]:
 
 
 async def handler_rows(services: Services) -> list[dict[str, Any]]:
-    counters, deliveries = await services.counters.read(), await services.store.count_deliveries()
+    counters, deliveries = await services.counters.read(), await services.tally.deliveries()
     names = [*services.handlers, *sorted({handler for handler, _ in deliveries} - set(services.handlers))]
     return [
         {

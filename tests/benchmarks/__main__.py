@@ -18,6 +18,8 @@ LINES = {
     "latency": "from a callback's first byte to the handler's call",
     "polling": "answers about jobs that run, settled and on disk",
     "fanin": "outputs that the storage handler keeps; memory for a large one",
+    "large": "what the store does with a million finished jobs, and with few",
+    "inflight": "a million jobs under way: start, memory, next polls, pages",
 }
 
 

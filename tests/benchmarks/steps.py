@@ -114,7 +114,10 @@ def read(store: Store, filling: Filling) -> dict[str, Step]:
 def count(store: Store, now: datetime) -> dict[str, Step]:
     return {
         "count: open jobs": store.count_jobs,
+        "count: open jobs of an account": lambda: store.count_open("pixazo", 1_000),
+        "accounts with open jobs": store.open_accounts,
         "count: open deliveries": store.count_deliveries,
+        "count: recent deliveries of a handler": lambda: store.count_recent("archive", now - timedelta(seconds=5), 100),
         "count: overdue": store.count_overdue,
         "count: inbox": store.inbox_depth,
         "oldest in the inbox": store.inbox_oldest,

@@ -1016,6 +1016,8 @@ class TestReading:
         await put_event(store, family.jobs[0], handlers=("a", "b"))
         await store.claim_deliveries(NOW, {"a": 1})
         assert await store.count_jobs() == {("elkapi", "queued"): 2, ("oxen", "submitting"): 1}
+        assert await store.open_accounts() == ["elkapi", "oxen"]
+        assert [await store.count_open(*asked) for asked in (("elkapi", 9), ("elkapi", 1), ("huzz", 9))] == [2, 1, 0]
         assert await store.count_deliveries() == {("a", "running"): 1, ("b", "pending"): 1}
 
     async def test_the_oldest_notice_tells_how_far_the_settler_is_behind(self, store):
