@@ -47,7 +47,7 @@ use = "log"
 events = ["job.*"]
 retry = {attempts = 2, first = "1s", max = "1s"}
 """
-FEW = settings(max_examples=max(settings.default.max_examples // 2, 10), deadline=None)
+FEW = settings(max_examples=max(settings.default.max_examples // 3, 8), deadline=None)
 
 # Bytes
 

@@ -55,6 +55,7 @@ async def test_the_secret_of_callback_urls_is_changed_while_jobs_run(sim, tmp_pa
         assert await call_back(home, paths[1], second) == 401, "what was signed by a secret that is gone counts no more"
 
 
+@pytest.mark.long
 async def test_the_secret_that_was_made_beside_the_database_is_changed_too(sim, tmp_path):
     sim.simulator.plan("elkapi", SILENT)
     async with open_home(sim, tmp_path, polling=SLOW) as home:
@@ -76,6 +77,7 @@ async def is_in(home, cookie):
         return (await browser.get("/")).status_code == 200
 
 
+@pytest.mark.long
 async def test_people_stay_signed_in_while_the_secret_is_changed_and_not_after(sim, tmp_path):
     key = "a-key-of-the-story"
     async with open_home(sim, tmp_path, server=server(secrets=[OLD], api_keys=[key])) as home:
@@ -114,6 +116,7 @@ async def test_an_api_key_is_changed_and_callbacks_do_not_notice(sim, tmp_path):
 # A provider's API key
 
 
+@pytest.mark.long
 async def test_a_providers_key_is_changed_while_its_jobs_run(sim, tmp_path):
     wire = sim.simulator._simulation.wires["elkapi"]
     wire.key = OLD
@@ -136,6 +139,7 @@ async def test_a_providers_key_is_changed_while_its_jobs_run(sim, tmp_path):
 # The secret that a provider signs with
 
 
+@pytest.mark.long
 async def test_the_secret_that_a_provider_signs_with_is_changed_at_its_side(sim, tmp_path):
     sim.simulator.plan("replicate", *[SILENT] * 3)
     old, new = make_secret("replicate"), make_secret("another")
@@ -170,6 +174,7 @@ async def test_the_secret_that_a_provider_signs_with_is_changed_at_its_side(sim,
 # The secret that we sign for your app with
 
 
+@pytest.mark.long
 async def test_the_secret_of_the_webhook_handler_is_changed_while_events_wait(sim, tmp_path):
     old, new = make_secret("app"), make_secret("app, later")
     verified, is_up = {old: [], new: []}, []
