@@ -31,6 +31,7 @@ class Account:
     name: str
     settings: Mapping[str, Any]
     wants: tuple[str, ...] = ()
+    is_told_once: bool = False  # its callbacks come to one URL, which is set at the provider
 
     @property
     def table(self) -> str:
@@ -131,7 +132,7 @@ def make_account(name: str, spec: Spec) -> Account:
     if spec.signature is not None and spec.signature.jwks is None:
         settings["callback_secrets"] = [f"${{{variable}_CALLBACK_SECRET}}"]
         wants.append(f"{variable}_CALLBACK_SECRET")
-    return Account(name, settings, tuple(wants))
+    return Account(name, settings, tuple(wants), spec.table.callback is not None and not spec.sends_callback_url)
 
 
 def simulate_accounts(names: tuple[str, ...]) -> list[Account]:
@@ -167,7 +168,11 @@ path = {path}
 def next_steps(file: Path, public_url: str | None, accounts: Sequence[Account], *, is_simulated: bool) -> list[str]:
     """Commands, as they can be typed."""
     steps = [f"export {name}=…" for account in accounts for name in account.wants]
-    steps += [f"export {KEY_VARIABLE}=$(receiver keys new)"] if public_url else []
+    if public_url:
+        steps.append(f"export {KEY_VARIABLE}=$(receiver keys new)")
+        steps += [
+            f"# in your account at {each.name}: its webhook is {public_url}/callbacks/{each.name}" for each in accounts if each.is_told_once
+        ]
     steps += ["receiver simulate          # in a terminal of its own"] if is_simulated else []
     option = "" if file == Path(DEFAULT) else f" --config {file}"
     return [*steps, f"receiver doctor{option}            # says what is missing", f"receiver serve{option}"]

@@ -296,6 +296,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     def signature(self) -> Signature | None:
         return None if self.table.callback is None else self.table.callback.signature
 
+    @property
+    def sends_callback_url(self) -> bool:
+        """Whether a submit can say where to call back; else a URL for the whole account is set at the provider."""
+        return any(operation.submit.callback is not None for operation in self.table.operations.values())
+
     def operation(self, name: str) -> Operation:
         """An operation that left the spec reads like the default one."""
         operations = self.table.operations

@@ -64,10 +64,13 @@ def how_to_call_back(services: Services, account: Account) -> str:
         return f"This provider does not call back: {way}."
     if public_url is None:
         return "No callback URL is sent, because public_url is not set: every job is polled."
-    told = f"Nothing to set: each submit carries its own URL, {public_url}/callbacks/{account.name}/…"
+    wide, secret = f"{public_url}/callbacks/{account.name}", f"callback_secrets under [providers.{account.name}]"
+    if not account.spec.sends_callback_url:
+        return f"To be set once, in the account at the provider: its webhook is {wide}, and its secret goes into {secret}."
+    told = f"Nothing to set: each submit carries its own URL, {wide}/…"
     if callback.account_wide:
-        told += f" A webhook of the whole account may point to {public_url}/callbacks/{account.name}, if it is signed"
-        told += "." if account.callback_secrets else f"; its secret goes into callback_secrets under [providers.{account.name}]."
+        told += f" A webhook of the whole account may point to {wide}, if it is signed"
+        told += "." if account.callback_secrets else f"; its secret goes into {secret}."
     return told
 
 

@@ -52,6 +52,11 @@ def test_init_asks_for_the_secret_of_a_provider_that_signs(receiver, tmp_path):
     assert all(name in result.stdout for name in environ)
 
 
+def test_init_says_which_webhook_is_set_at_the_provider(receiver):
+    result = receiver("init", "--provider", "openai", "--provider", "replicate", "--public-url", "https://hooks.example.com")
+    assert re.findall(r"webhook is (\S+)", result.stdout) == ["https://hooks.example.com/callbacks/openai"]
+
+
 @pytest.mark.parametrize("name", sorted(load_specs()))
 def test_init_knows_every_shipped_provider(receiver, tmp_path, name):
     assert receiver("init", "--provider", name).exit_code == 0

@@ -286,6 +286,16 @@ async def test_notices_that_could_not_be_used_are_shown_and_settled_again(web: W
     assert (await web.client.get("/notices/ntc_0/raw")).status_code == 404
 
 
+async def test_a_provider_says_where_its_webhook_is_set(tmp_path: Path):
+    account = '\n[providers.openai]\napi_key = "k"\ncallback_secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]'
+    async with open_web(tmp_path, KEYS + account) as web:
+        web.client.headers["Authorization"] = "Bearer first-api-key"
+        text = await read(web, "/providers")
+    assert "its webhook is https://hooks.example.com/callbacks/openai, and" in text
+    assert "each submit carries its own URL, https://hooks.example.com/callbacks/elkapi/…" in text
+    assert "callbacks/openai/" not in text
+
+
 async def test_providers_and_handlers_are_shown_with_how_they_do(web: Web):
     await web.succeed()
     page = await read(web, "/providers")
