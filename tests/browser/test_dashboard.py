@@ -38,6 +38,12 @@ def broken(folder, name):
     return f'[[handlers]]\nname = "shop"\nuse = "{name}:handle"\nevents = ["job.succeeded"]\nretry = {{attempts = 1}}\n'
 
 
+async def pay(home):
+    """A job with a known cost that has come home."""
+    (job,) = await home.submit("hoox", model="nano-banana", media="image", metadata={"team": "red"})
+    return await home.final(job["id"])
+
+
 async def test_signing_in_leads_back_and_signing_out_ends_it(browser, sim, tmp_path):
     async with open_site(sim, tmp_path) as home, open_tab(browser, home) as tab:
         await tab.go("/jobs?status=failed")
@@ -194,8 +200,9 @@ async def test_every_page_fits_a_phone(browser, sim, tmp_path, scheme):
     ):
         (job,) = await home.submit("elkapi", metadata={"a-long-key-of-metadata": "x" * 200})
         await home.final(job["id"])
+        await pay(home)
         await tab.sign_in("/")
-        for path in (*PATHS, f"/jobs/{job['id']}"):
+        for path in (*PATHS, f"/jobs/{job['id']}", "/deliveries?state=done", "/costs?key=a-long-key-of-metadata"):
             await tab.go(path)
             assert await tab.fits(), path
         assert tab.complaints == []
@@ -231,9 +238,10 @@ async def test_axe_finds_nothing_serious(browser, sim, tmp_path, options):
     async with open_site(sim, tmp_path, more=handler) as home, open_tab(browser, home, **options) as tab:
         (job,) = await home.submit("elkapi", metadata={"user": "42"})
         await home.final(job["id"])
+        await pay(home)
         await tab.sign_in("/")
         found = {}
-        for path in (*PATHS, f"/jobs/{job['id']}", "/deliveries?state=dead"):
+        for path in (*PATHS, f"/jobs/{job['id']}", "/deliveries?state=dead", "/deliveries?state=done", "/costs?key=team"):
             await tab.go(path)
             await tab.page.evaluate(axe)
             violations = await tab.page.evaluate("axe.run(document).then((result) => result.violations)")
@@ -266,12 +274,6 @@ async def test_who_chooses_a_provider_gets_its_example_and_keeps_what_he_wrote(b
         await tab.page.get_by_role("button", name="Submit the job").click()
         await tab.page.wait_for_url("**/jobs/job_*")
         assert tab.complaints == []
-
-
-async def pay(home):
-    """A job with a known cost that has come home."""
-    (job,) = await home.submit("hoox", model="nano-banana", media="image", metadata={"team": "red"})
-    return await home.final(job["id"])
 
 
 async def test_costs_are_drawn_and_follow_what_happens(browser, sim, tmp_path):
