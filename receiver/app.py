@@ -149,7 +149,7 @@ class House:
         outputs = Outputs(store, accounts, clients.provider, clients.guarded, clock)
         herald = Herald(store, config.handlers)
         self._limiter = Limiter(store, herald)
-        self._probe = Probe(config.server, tokens, clients.provider, store, accounts, herald)
+        self._probe = Probe(config.server, tokens, clients.provider, store, accounts, herald, clock)
         settling = Settling(store, accounts, config.handlers, counters, tokens, masker, self._pushes, self._waker("dispatch"), tracing)
         self._settler = Settler(settling, clock)
         self._submitter = Submitter(settling, clients.provider, self._limiter, clock, self._callback_url, self._waker("submit"))

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from receiver.clock import Clock
 from receiver.config import ServerConfig
 from receiver.herald import Herald
 from receiver.net import ProviderClient
@@ -16,6 +17,7 @@ from receiver.stores.base import Store
 from receiver.tokens import Tokens
 
 PROBE_AGAIN = timedelta(seconds=15)  # after one that failed: what stands in front may only be starting
+BREATH = timedelta(seconds=1)  # before the first one that fails is believed: so may we
 PROBE_EVERY = timedelta(minutes=3)
 FRESH = timedelta(hours=1)  # a callback that came within it says more than a probe: not every network leads out and in again
 log = structlog.get_logger("receiver.probe")
@@ -26,9 +28,16 @@ class Probe:
     `fault` is what the last probe found, also where callbacks arrive all the same."""
 
     def __init__(
-        self, config: ServerConfig, tokens: Tokens, client: ProviderClient, store: Store, accounts: Mapping[str, Account], herald: Herald
+        self,
+        config: ServerConfig,
+        tokens: Tokens,
+        client: ProviderClient,
+        store: Store,
+        accounts: Mapping[str, Account],
+        herald: Herald,
+        clock: Clock,
     ) -> None:
-        self._herald = herald
+        self._herald, self._clock = herald, clock
         self._config, self._tokens, self._client, self._store, self._accounts = config, tokens, client, store, accounts
         self.is_needed = bool(config.public_url and config.probe_public_url)
         self.is_reachable = True
@@ -38,7 +47,10 @@ class Probe:
     async def run_pass(self, now: datetime) -> bool:
         if self._next_at is not None and now < self._next_at:
             return False
-        fault = await probe(self._client, self._tokens, self._config.public_url or "", self._accounts.values(), self._config.max_body_bytes)
+        fault = await self._ask()
+        if fault is not None and self.fault is None:
+            await self._clock.sleep(BREATH)
+            fault = await self._ask()
         is_reachable = fault is None or await has_fresh_callback(self._store, now)
         self._tell(fault, is_reachable)
         was_reachable, self.is_reachable, self.fault = self.is_reachable, is_reachable, fault
@@ -46,6 +58,10 @@ class Probe:
         if was_reachable and fault is not None and not is_reachable:
             await self._poll_all(fault, now)
         return False
+
+    async def _ask(self) -> Fault | None:
+        config = self._config
+        return await probe(self._client, self._tokens, config.public_url or "", self._accounts.values(), config.max_body_bytes)
 
     def _tell(self, fault: Fault | None, is_reachable: bool) -> None:
         """In the log, once for each change."""

@@ -51,6 +51,16 @@ class Street:
         return [event.type for _, event, _ in await self.store.read_events(0, 100)]
 
 
+class Quick:
+    """Waits for nothing."""
+
+    def now(self):
+        return NOW
+
+    async def sleep(self, duration):
+        pass
+
+
 @asynccontextmanager
 async def open_street(tmp_path, status=WELL):
     accounts = check(load("[providers.elkapi]\n[providers.huzz]\n", {})).accounts
@@ -62,7 +72,7 @@ async def open_street(tmp_path, status=WELL):
 
     async with open_store(f"sqlite:///{tmp_path / 'receiver.db'}") as store, serve(talk) as peer:
         config = ServerConfig(public_url=f"{peer.url}/hooks")
-        street = Street(Probe(config, OURS, client, store, accounts, Herald(store, [handler])), store, status=status)
+        street = Street(Probe(config, OURS, client, store, accounts, Herald(store, [handler]), Quick()), store, status=status)
         try:
             yield street
         finally:
@@ -83,6 +93,17 @@ async def test_somebody_else_at_our_address_is_not_us_and_is_asked_again_soon(tm
         await street.run_at(15)
         assert (street.probe.is_reachable, street.probe.fault.cause) == (False, Cause.ELSEWHERE)
         assert len(street.asked) > asked
+
+
+async def test_one_that_fails_while_the_server_is_only_starting_is_no_alarm(tmp_path):
+    async with open_street(tmp_path, status=502) as street:
+
+        async def start(duration):
+            street.status = WELL
+
+        street.probe._clock.sleep = start
+        await street.run_at(0)
+        assert (street.probe.is_reachable, street.probe.fault) == (True, None)
 
 
 async def test_what_failed_is_well_again_by_itself(tmp_path):
@@ -144,7 +165,7 @@ async def settle(store, family, polls):
 async def test_handlers_hear_of_it_once_however_many_processes_ask(tmp_path):
     async with open_street(tmp_path, status=404) as street, open_store(f"sqlite:///{tmp_path / 'receiver.db'}") as other:
         probe = street.probe
-        second = Probe(probe._config, OURS, probe._client, other, {}, Herald(other, ()))
+        second = Probe(probe._config, OURS, probe._client, other, {}, Herald(other, ()), Quick())
         await probe.run_pass(NOW)
         await second.run_pass(NOW)
         await street.run_at(15, 30)
@@ -168,4 +189,4 @@ async def test_the_log_has_one_line_for_each_change_with_cause_and_mending(tmp_p
 @pytest.mark.parametrize("server", [{}, {"public_url": "https://a.example", "probe_public_url": False}])
 async def test_without_a_public_url_or_when_told_not_to_nothing_is_asked(tmp_path, server):
     async with open_store(f"sqlite:///{tmp_path / 'receiver.db'}") as store:
-        assert not Probe(ServerConfig(**server), OURS, ProviderClient(), store, {}, Herald(store, ())).is_needed
+        assert not Probe(ServerConfig(**server), OURS, ProviderClient(), store, {}, Herald(store, ()), Quick()).is_needed
