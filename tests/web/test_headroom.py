@@ -114,6 +114,16 @@ async def test_a_store_that_does_not_answer_counts_as_before(tmp_path: Path):
     assert await found.look() == {"inbox"}
 
 
+async def test_a_look_that_fails_refuses_nobody(tmp_path: Path):
+    inbox, seconds = Inbox(3), Seconds()
+    found = Headroom(inbox, f"sqlite:///{tmp_path}/receiver.db", seconds=seconds)
+    inbox.is_away = True
+    seconds.now += LOOK_EVERY
+    assert await found.look() == frozenset()
+    await found.take_notice()
+    await found.take_submission()
+
+
 async def test_a_change_is_logged_once(disk):
     found = Headroom(Inbox(), "sqlite:////data/receiver.db", seconds=(seconds := Seconds()))
     with structlog.testing.capture_logs() as lines:
