@@ -147,7 +147,11 @@ def cleaned(value):
     return repr(value).replace("\\x00", "\ufffd")
 
 
-async def test_what_comes_later_stands_behind_what_was_moved(path, url):
+@pytest.mark.parametrize("ahead", [0, 1 << 50])
+async def test_what_comes_later_stands_behind_what_was_moved(path, url, ahead):
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE events SET position = position + ?", (ahead,))
+        db.commit()
     await move(path, url, silent, CLOCK)
     async with open_store(url) as store:
         moved = await store.read_events(0, 100)
