@@ -248,6 +248,15 @@ def test_every_method_of_the_client_is_named():
     assert set(re.findall(r"`([a-z_]+)`", told)) == methods
 
 
+def test_what_is_looked_for_in_the_log_and_the_metrics_is_there():
+    source = "\n".join(path.read_text() for path in (ROOT / "receiver").rglob("*.py"))
+    events = re.findall(r"under\s`([a-z]+\.[a-z_]+)`", README)
+    metrics = re.findall(r"`(receiver_[a-z_]+)`", README)
+    assert len(events) >= 3
+    assert len(metrics) >= 1
+    assert [name for name in (*events, *metrics) if f'"{name}' not in source] == []
+
+
 def test_every_event_is_named():
     told = set(re.findall(r"`((?:job|receiver)\.\w+)`", README.split("| event | when |")[1].split("\n\n")[0]))
     assert told == {f"job.{status}" for status in ("submitted", "stored", *Status)} - {"job.submitting", "job.queued"} | {
