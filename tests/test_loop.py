@@ -93,6 +93,18 @@ async def test_a_failing_pass_is_counted_and_ends_nothing(start):
     assert [entry["event"] for entry in logs] == ["loop.failed"] * 3
 
 
+async def test_new_work_does_not_hurry_a_pass_that_failed(start):
+    passes = Passes(RuntimeError("no"))
+    loop, clock, _ = start(passes)
+    await passes.wait_for(1)
+    loop.wake()
+    for _ in range(20):  # long enough for a wake to be heard
+        await asyncio.sleep(0)
+    assert passes.times == [START]
+    clock.advance(2 * MINUTE)
+    await passes.wait_for(2)
+
+
 async def test_cancellation_always_ends_it(start):
     passes = Passes()
     _, _, task = start(passes)
