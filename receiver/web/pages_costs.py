@@ -27,6 +27,7 @@ PERIODS = {"1": "today", "7": "7 days", "30": "30 days", "90": "90 days", "365":
 PERIOD = "7"
 DAY = timedelta(days=1)
 MOST_ROWS = 50
+MOST_VALUES = 100_000  # of a key; more would take too much room
 KEYS_FROM = 100  # the latest jobs, whose keys of metadata are offered
 LIVES = 5.0  # seconds, and the longer the longer it took
 TIMES_AS_LONG = 20
@@ -57,20 +58,28 @@ class Money(msgspec.Struct, frozen=True):
     tables: tuple[tuple[str, tuple[Row, ...], int], ...]  # (title, rows, how many more)
 
 
+class Sums(msgspec.Struct, frozen=True):
+    """What the store added up; of a key of metadata only the largest sums, and how many more there are, by unit."""
+
+    rows: tuple[CostSum, ...] = ()
+    more: dict[str, int] = {}
+
+
 class Ledger:
     """Sums that were added up a moment ago: an open page asks again whenever anything changed."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Asked, tuple[float, list[CostSum] | None]] = OrderedDict()
+        self._kept: OrderedDict[Asked, tuple[float, Sums | None]] = OrderedDict()
         self._lock = asyncio.Lock()
 
-    async def read(self, store: Store, filter: JobFilter, by: tuple[str, ...]) -> list[CostSum] | None:
+    async def read(self, store: Store, filter: JobFilter, by: tuple[str, ...]) -> Sums | None:
+        """None: there is too much to add up."""
         asked = msgspec.json.encode(filter), by
         async with self._lock:
             ends_at, sums = self._kept.get(asked, (0.0, None))
             began_at = monotonic()
             if began_at >= ends_at:
-                sums = await store.add_up_costs(filter, by, MOST_SUMS)
+                sums = await add_up(store, filter, by)
                 lives = max(LIVES, (monotonic() - began_at) * TIMES_AS_LONG)
                 self._kept[asked] = monotonic() + lives, sums
             self._kept.move_to_end(asked)
@@ -79,7 +88,22 @@ class Ledger:
         return sums
 
     def _rows(self) -> int:
-        return sum(len(sums or ()) for _, sums in self._kept.values())
+        return sum(len(sums.rows) for _, sums in self._kept.values() if sums is not None)
+
+
+async def add_up(store: Store, filter: JobFilter, by: tuple[str, ...]) -> Sums | None:
+    if by == BASE:
+        found = await store.add_up_costs(filter, by, MOST_SUMS)
+        return None if found is None else Sums(tuple(found))
+    found = await store.add_up_costs(filter, by, MOST_VALUES)
+    if found is None:
+        return None
+    kept, more = [], Counter[str]()
+    for each in found:
+        more[each.unit] += 1
+        if more[each.unit] <= MOST_ROWS:
+            kept.append(each)
+    return Sums(tuple(kept), {unit: max(count - MOST_ROWS, 0) for unit, count in more.items()})
 
 
 async def show_costs(request: Request, query: Query) -> Response:
@@ -87,13 +111,14 @@ async def show_costs(request: Request, query: Query) -> Response:
     days, key, wanted = read_choice(fields, services.clock.now())
     ledger: Ledger = request.app.state.ledger
     sums = await ledger.read(services.store, wanted, BASE)
-    by_key = await ledger.read(services.store, wanted, (f"metadata.{key}",)) if key else []
+    by_key = await ledger.read(services.store, wanted, (f"metadata.{key}",)) if key else Sums()
+    known = sums or Sums()
     latest = await services.store.read_jobs(JobFilter(), KEYS_FROM, None)
     links = {name: value for name, value in fields.items() if name not in ("days", "key")}
     return show(
         request,
         "costs.html",
-        units=[count(unit, sums or [], by_key or [], key, links, wanted) for unit in units_of(sums or [])],
+        units=[count(unit, known.rows, by_key or Sums(), key, links, wanted) for unit in units_of(known.rows)],
         is_too_much=sums is None,
         has_too_many=key if by_key is None else "",
         key=key,
@@ -102,7 +127,7 @@ async def show_costs(request: Request, query: Query) -> Response:
         days=days,
         periods=PERIODS,
         telling=sorted(account.name for account in services.accounts.values() if tells(account.spec)),
-        providers=sorted({*services.accounts, *(each.group[1] or "" for each in sums or [])}),
+        providers=sorted({*services.accounts, *(each.group[1] or "" for each in known.rows)}),
     )
 
 
@@ -135,16 +160,18 @@ def units_of(sums: Iterable[CostSum]) -> list[str]:
     return [unit for unit, _ in jobs.most_common()]
 
 
-def count(unit: str, sums: Sequence[CostSum], by_key: Sequence[CostSum], key: str, links: Form, wanted: JobFilter) -> Money:
-    own, values = ([each for each in found if each.unit == unit] for found in (sums, by_key))
+def count(unit: str, sums: Sequence[CostSum], by_key: Sums, key: str, links: Form, wanted: JobFilter) -> Money:
+    own, values = ([each for each in found if each.unit == unit] for found in (sums, by_key.rows))
     amount = sum((exact(each) for each in own), Decimal())
 
-    def rows(found: Sequence[CostSum], place: int, field: str) -> tuple[str, tuple[Row, ...], int]:
-        made = add_up(found, place, amount, lambda name: jobs_link({**links, field: name}, wanted))
-        return "By " + field.removeprefix("metadata."), made[:MOST_ROWS], max(len(made) - MOST_ROWS, 0)
+    def rows(found: Sequence[CostSum], place: int, field: str, more: int = 0) -> tuple[str, tuple[Row, ...], int]:
+        made = make_rows(found, place, amount, lambda name: jobs_link({**links, field: name}, wanted))
+        return "By " + field.removeprefix("metadata."), made[:MOST_ROWS], more + max(len(made) - MOST_ROWS, 0)
 
-    days = add_up(own, 0, amount, lambda name: jobs_link(links, wanted, name))
-    tables = [rows(own, 1, "provider"), rows(own, 2, "model"), *([rows(values, 0, f"metadata.{key}")] if key else [])]
+    days = make_rows(own, 0, amount, lambda name: jobs_link(links, wanted, name))
+    tables = [rows(own, 1, "provider"), rows(own, 2, "model")]
+    if key:
+        tables.append(rows(values, 0, f"metadata.{key}", by_key.more.get(unit, 0)))
     return Money(
         unit=unit,
         amount=amount,
@@ -160,7 +187,7 @@ def exact(each: CostSum) -> Decimal:
     return Decimal(str(each.amount))
 
 
-def add_up(sums: Iterable[CostSum], place: int, whole: Decimal, link: Callable[[str], str]) -> tuple[Row, ...]:
+def make_rows(sums: Iterable[CostSum], place: int, whole: Decimal, link: Callable[[str], str]) -> tuple[Row, ...]:
     """A row for each value in this place of the groups, the largest first."""
     amounts: dict[str | None, Decimal] = {}
     jobs = Counter[str | None]()

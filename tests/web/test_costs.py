@@ -124,11 +124,20 @@ async def test_without_costs_it_says_who_would_tell(web: Web):
 
 
 async def test_what_is_too_much_is_said_and_the_rest_is_shown(paid: Web, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("receiver.web.pages_costs.MOST_SUMS", 3)
+    monkeypatch.setattr("receiver.web.pages_costs.MOST_VALUES", 3)
     await pay(paid, 1, metadata={"team": "green"})
     text = await page(paid, "?key=team")
     assert "too many values of team" in text
     assert "1.3 credits" in text
+    monkeypatch.setattr("receiver.web.pages_costs.MOST_SUMS", 2)
+    assert "too many models" in await page(paid, "?days=30")
+
+
+async def test_of_many_values_the_largest_are_shown(paid: Web, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("receiver.web.pages_costs.MOST_ROWS", 1)
+    text = await page(paid, "?key=team")
+    assert "By team What Cost Jobs Share <b>blue</b> 0.2 1 66.7 % And 1 more, smaller ones." in text
+    assert "By provider What Cost Jobs Share elkapi 0.3 2 100.0 % By model" in text
 
 
 async def test_an_open_page_does_not_add_up_again_at_once(paid: Web, monkeypatch: pytest.MonkeyPatch):
