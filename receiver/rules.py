@@ -351,14 +351,18 @@ def expire(family: Family, now: datetime) -> Change:
     draft = Draft.of(family, now)
     for job in family.jobs:
         if not job.is_final and job.deadline_at <= now:
-            error = (
-                job.error
-                if job.status is Status.UNCONFIRMED
-                else JobError(ErrorCode.DEADLINE_EXCEEDED, "No final news before the deadline.")
-            )
-            end(draft, job, Status.EXPIRED, error, FinishedBy.DEADLINE, own=True)
+            end(draft, job, Status.EXPIRED, why_expired(draft, job), FinishedBy.DEADLINE, own=True)
     close_unsent(draft)
     return draft.done()
+
+
+def why_expired(draft: Draft, job: Job) -> JobError | None:
+    """Whoever reads it must know of a submit that may have been taken, also where its answer is lost only after the deadline."""
+    if job.status is Status.UNCONFIRMED:
+        return job.error
+    if job.status is Status.SUBMITTING and draft.submission.state is SubmissionState.SENT:
+        return JobError(ErrorCode.SUBMIT_UNKNOWN, "The deadline passed before the submit was answered.")
+    return JobError(ErrorCode.DEADLINE_EXCEEDED, "No final news before the deadline.")
 
 
 def close_unsent(draft: Draft) -> None:

@@ -287,6 +287,14 @@ def test_an_unconfirmed_job_expires_with_its_error():
     assert (job.status, job.error.code, job.is_own_verdict) == (Status.EXPIRED, ErrorCode.SUBMIT_UNKNOWN, True)
 
 
+def test_a_job_that_expires_while_its_submit_is_under_way_may_be_billed_and_says_so():
+    sent = make_family(None, status=Status.SUBMITTING, state=SubmissionState.SENT)
+    expired = rules.expire(sent, NOW + timedelta(hours=2)).family
+    lost = rules.apply_lost(expired, "the process that sent it ended", NOW + timedelta(hours=2)).family
+    for family in (expired, lost):
+        assert (family.jobs[0].status, family.jobs[0].error.code) == (Status.EXPIRED, ErrorCode.SUBMIT_UNKNOWN)
+
+
 def test_a_submission_that_expired_unsent_is_never_sent():
     family = make_family(None, status=Status.SUBMITTING, state=SubmissionState.WAITING)
     assert rules.expire(family, NOW + timedelta(hours=2)).family.submission.state is SubmissionState.CLOSED
