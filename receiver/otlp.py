@@ -67,7 +67,8 @@ class Otlp(Tracing):
     def begin_trace(
         self, name: str, within: str | None = None, *, kind: Kind = "internal", links: Sequence[str | None] = (), **attributes: Attribute
     ) -> Span:
-        return self._begin(name, within, kind, None, links, attributes)
+        outer = trace.get_current_span().get_span_context()  # of an application that we are mounted in, and that keeps traces too
+        return self._begin(name, write(outer) if outer.is_valid else within, kind, None, links, attributes)
 
     def _begin(
         self, name: str, within: str | None, kind: Kind, at: datetime | None, links: Sequence[str | None], attributes: dict[str, Attribute]
@@ -100,8 +101,7 @@ class OtlpSpan(Span):
 
     def __init__(self, span: trace.Span) -> None:
         self._span = span
-        known = span.get_span_context()
-        self.traceparent = f"00-{known.trace_id:032x}-{known.span_id:016x}-{known.trace_flags & 1:02x}"
+        self.traceparent = write(span.get_span_context())
         self._tokens: tuple[Token[Span], Token[contexts.Context]] | None = None
 
     def note(self, **attributes: Attribute) -> None:
@@ -127,6 +127,10 @@ class OtlpSpan(Span):
         if kind is not None:
             self.fail(kind.__name__)
         self.end()
+
+
+def write(known: SpanContext) -> str:
+    return f"00-{known.trace_id:032x}-{known.span_id:016x}-{known.trace_flags & 1:02x}"
 
 
 def read(traceparent: str) -> SpanContext:

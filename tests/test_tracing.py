@@ -103,6 +103,19 @@ async def test_a_span_goes_on_from_the_one_that_is_on_disk(collector):
         assert tracing.begin("settle", None).traceparent is None
 
 
+async def test_in_an_application_that_keeps_traces_too_its_span_comes_first(collector):
+    from opentelemetry.sdk.trace import TracerProvider
+
+    outer = TracerProvider(shutdown_on_exit=False).get_tracer("shop")
+    async with open_tracing(os.environ) as tracing:
+        with outer.start_as_current_span("POST /receiver/v1/jobs") as server:
+            span = tracing.begin_trace("submit", f"00-{TRACE}-{SPAN}-01")
+            span.end()
+        assert int(span.traceparent[3:35], 16) == server.get_span_context().trace_id
+    (told,) = await collector.until(lambda spans: spans)
+    assert int(told.parent, 16) == server.get_span_context().span_id
+
+
 async def test_a_log_line_names_the_trace_that_it_belongs_to(collector):
     root = logging.getLogger()
     handlers, level = root.handlers, root.level

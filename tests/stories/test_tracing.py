@@ -110,6 +110,16 @@ async def test_a_lost_callback_shows_as_the_poll_that_brought_the_job_home(sim, 
     assert ways(spans, "deliver archive") == [["deliver archive", "event job.succeeded", "settle", "poll", "submit"]]
 
 
+async def test_what_a_stream_brings_home_belongs_to_the_submits_trace(sim, tmp_path, collector):
+    sim.simulator.plan("oxen", Scenario(seconds=1.5))
+    async with open_home(sim, tmp_path, polling=SLOW) as home:
+        (job,) = await home.submit("oxen", "kling-video-v2-6-pro-text-to-video")
+        assert (await home.final(job["id"]))["finished_by"] == "stream"
+        spans = await collector.until(lambda spans: "event job.succeeded" in names(spans))
+    assert ways(spans, "event job.succeeded") == [["event job.succeeded", "settle", "submit"]]
+    assert "stream" in [span.said.get("receiver.channel") for span in spans if span.name == "settle"]
+
+
 async def test_a_trace_goes_on_after_a_restart(sim, tmp_path, collector):
     sim.simulator.plan("elkapi", Scenario(seconds=60, faults=frozenset({Fault.LOST})))
     async with serve(say(response())) as hook:
