@@ -371,6 +371,46 @@ async def test_dead_deliveries_are_replayed_one_by_one_or_all_that_match(web: We
     assert await web.services.store.count_deliveries() == {("tell", "pending"): count}
 
 
+async def test_deliveries_are_chosen_by_event_and_replayed_by_it(web: Web):
+    job = await web.succeed()
+    await end_deliveries(web, DeliveryState.DONE)
+    page = await read(web, "/deliveries?event_type=job.submitted&state=done")
+    assert "event_type: job.submitted" in page
+    assert "job.succeeded tell" not in page
+    assert "Replay all… All that match start anew" in page
+    assert "Replay all…" not in await read(web, "/deliveries")
+    assert await press(web, "/deliveries/replay", state="done", event_type="job.submitted", **{"back.state": "done"}) == (
+        "../deliveries?replayed=1&state=done"
+    )
+    ((delivery, _),) = await web.services.store.claim_deliveries(web.services.clock.now(), {"tell": 5})
+    assert (delivery.event_type, delivery.job_id) == ("job.submitted", job.id)
+
+
+async def test_those_that_are_tried_again_can_all_be_tried_now(web: Web):
+    await web.succeed()
+    count = await end_deliveries(web, DeliveryState.RETRYING, "ValueError: no boat")
+    assert f"Replay all {count} retrying" in await read(web, "/deliveries")
+    assert "Replay all retrying" in await read(web, "/deliveries?event_type=job.succeeded")
+    assert await press(web, "/deliveries/replay", state="retrying") == f"../deliveries?replayed={count}"
+
+
+async def test_a_handler_tells_how_much_came_to_it_lately(web: Web):
+    assert "Throughput 0 in the last 5 minutes, 0 in the last hour" in await read(web, "/handlers")
+    await web.succeed()
+    assert "Throughput 2 in the last 5 minutes (0.4 a minute) , 2 in the last hour (0.0333 a minute)" in await read(web, "/handlers")
+
+
+async def test_a_long_timeline_leaves_out_its_middle(web: Web, monkeypatch: pytest.MonkeyPatch):
+    job = await web.succeed()
+    whole = await read(web, f"/jobs/{job.id}")
+    assert "left out" not in whole
+    monkeypatch.setattr("receiver.web.pages_jobs.FIRST_STEPS", 1)
+    monkeypatch.setattr("receiver.web.pages_jobs.LAST_STEPS", 1)
+    steps = len(re.findall(r'id="step-', (await web.client.get(f"/jobs/{job.id}")).text))
+    assert steps == 2
+    assert re.search(r"\d+ more are left out here. All of them as JSON", await read(web, f"/jobs/{job.id}"))
+
+
 async def test_a_handler_is_given_a_test_event(web: Web):
     assert await press(web, "/handlers/tell/test") == "../../handlers?tested=tell"
     ((delivery, event),) = await web.services.store.claim_deliveries(web.services.clock.now(), {"tell": 5})
