@@ -6,6 +6,7 @@ models each, one of forty jobs failed, one of a thousand deliveries dead.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -35,13 +36,13 @@ TIME = "{start} + n * {step}"
 # Column → value, by table; `n` counts the jobs. {job} and its like are ids, {yes} and {no} truth values of the database.
 _SUBMISSION = {
     "id": "{sub}", "provider": PROVIDER, "operation": "'default'", "model": f"({PROVIDER}) || '-' || (n % 7)", "media": "'image'",
-    "metadata": "'{{\"user\":\"' || (n % 10000) || '\"}}'", "count": "1", "state": "'answered'", "attempts": "1",
+    "metadata": "'{{\"user\":\"' || (n % {users}) || '\"}}'", "count": "1", "state": "'answered'", "attempts": "1",
     "next_attempt_at": TIME, "sent_at": TIME, "deadline_seconds": "3600", "created_at": TIME, "api_key_id": "''",
     "idempotency_key": "'order-' || n", "body_hash": "'0123456789abcdef'", "version": "3",
 }  # fmt: skip
 _JOB = {
     "id": "{job}", "submission_id": "{sub}", "provider": PROVIDER, "operation": "'default'", "model": f"({PROVIDER}) || '-' || (n % 7)",
-    "media": "'image'", "remote_id": "'remote-' || n", "metadata": "'{{\"user\":\"' || (n % 10000) || '\"}}'", "created_at": TIME,
+    "media": "'image'", "remote_id": "'remote-' || n", "metadata": "'{{\"user\":\"' || (n % {users}) || '\"}}'", "created_at": TIME,
     "submitted_at": TIME, "deadline_at": f"{TIME} + 3600000000", "position": "0", "is_own_verdict": "{no}",
 }  # fmt: skip
 _ENDED_JOB = _JOB | {
@@ -52,7 +53,7 @@ _ENDED_JOB = _JOB | {
 _OPEN_JOB = _JOB | {"status": "'queued'", "outputs": "'[]'", "updated_at": TIME, "sequence": "1", "deadline_at": "{due} + 86400000000"}
 _OTHERS = {
     "inputs": {"submission_id": "{sub}", "input": '\'{{"prompt":"a boat"}}\''},
-    "job_metadata": {"key": "'user'", "value": "'' || (n % 10000)", "created_at": TIME, "job_id": "{job}"},
+    "job_metadata": {"key": "'user'", "value": "'' || (n % {users})", "created_at": TIME, "job_id": "{job}"},
     "calls": {"id": "{call}", "submission_id": "{sub}", "at": TIME, "http_status": "200"},
 }
 _CALLED_BACK = {
@@ -114,6 +115,7 @@ class Filling(msgspec.Struct, frozen=True):
         words |= {
             "start": str(self.start - self.first * self.step),
             "step": str(self.step),
+            "users": str(max(self.jobs // 30, 8)),  # thirty jobs each, so that a listing has as many rows however many jobs there are
             "raw_after": str(to_micros(self.now - RAW)),
             "due": str(to_micros(self.now + timedelta(hours=1))),
         }
@@ -155,6 +157,8 @@ def fill_sqlite(path: Path, *fillings: Filling) -> None:
         db.execute(sql)
     db.execute("PRAGMA journal_mode = WAL")
     db.close()
+    with path.open("rb") as written:  # else the first commit of who measures waits for all of it
+        os.fsync(written.fileno())
     tell(f"  indexed after {time.monotonic() - began:.0f} s: {path.stat().st_size / 2**30:.1f} GiB")
 
 

@@ -27,8 +27,8 @@ from tests.benchmarks.servers import database
 from tests.benchmarks.steps import BOUND, DAY, make_steps
 from tests.factories import make_notice
 
-SMALL = 10_000  # finished jobs of the reference
-LONGEST = 1.0  # seconds for the repetitions of one statement
+SMALL = 100_000  # finished jobs of the reference: enough to fill every page
+LONGEST = 0.5  # seconds for the repetitions of one statement
 
 
 @asynccontextmanager
