@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from receiver.errors import Conflict, Invalid, KeyReused
 from receiver.keys import ApiKey, Scope
 from receiver.model import Channel, Cost, DeliveryState, ErrorCode, Family, JobError, Notice, Outcome, Status, SubmissionState
-from receiver.stores import listings
+from receiver.stores import listings, postgres_polls, sqlite_polls
 from receiver.stores.base import (
     Breaker,
     Confirmation,
@@ -601,6 +601,18 @@ class TestPolls:
         assert (again.due_at, again.cancel) == (NOW + seconds(1), True)
         await store.release_polls([replace(again, cancel=False, due_at=NOW + seconds(60))])
         assert await store.claim_polls(NOW + seconds(2), 1, ["elkapi"]) == []
+
+    async def test_an_account_is_asked_about_slice_by_slice(self, store, monkeypatch):
+        for module in (sqlite_polls, postgres_polls):
+            monkeypatch.setattr(module, "OPEN_AFTER", module.OPEN_AFTER.replace("LIMIT 1000", "LIMIT 2"))
+        families = [make_running_family(job={"status": status}) for status in (Status.QUEUED, Status.PROCESSING) for _ in range(3)]
+        await seed(store, *families)
+        jobs = [family.jobs[0] for family in families]
+        for family, job in zip(families[:4], jobs[:4], strict=True):
+            await settle(store, family, polls=(make_poll(job, due_at=NOW + DAY),))
+        assert await store.poll_now(NOW, provider="elkapi") == 6  # two had no poll
+        assert {poll.due_at for poll in (await store.load_polls([job.id for job in jobs])).values()} == {NOW}
+        assert await store.poll_now(NOW, provider="elkapi") == 0
 
     async def test_an_account_has_open_jobs_while_one_has_an_id_and_is_not_final(self, store):
         await seed(store, make_family(), make_running_family(job={"status": Status.FAILED}), make_running_family(provider="oxen"))
