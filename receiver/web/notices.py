@@ -46,7 +46,7 @@ OPERATIONS = (
         "/v1/notices",
         list_notices,
         GROUP,
-        "List notices, newest first: also orphans and unreadable ones.",
+        "List notices, newest first: also orphans and unreadable ones. With a filter a page may have few rows, or none, and a next one.",
         (Answer(200, "One page.", NoticePage),),
         (
             choice("outcome", "Only notices of which this became.", Outcome),
