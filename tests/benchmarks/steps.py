@@ -248,7 +248,7 @@ def keep_up(store: Store, now: datetime) -> dict[str, Step]:
 def prune(store: Store, filling: Filling) -> dict[str, Step]:
     numbers = itertools.count(1)
     year = timedelta(days=365)
-    first = from_micros(filling.start + 60_000_000 + 50 * filling.step)  # 49 jobs had ended then
+    first = from_micros(filling.start + 60_000_000 + 300 * filling.step)  # 299 jobs had ended then
     return {
         "delete a job": lambda: store.delete_job(filling.id("job", next(numbers))),
         "prune, nothing old": lambda: store.prune(filling.now, year, year, DAY, 200),
