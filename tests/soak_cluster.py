@@ -28,7 +28,7 @@ from tests.soak import Order, make_orders
 
 AT_ONCE = 24
 CALL_BACK = ("pixazo", "hoox", "elkapi")
-QUIET_SECONDS = 10.0  # a kill waits no longer than this for more to happen
+QUIET_SECONDS = 3.0  # a kill waits no longer than this for more to happen
 STALL_SECONDS = 18.0  # longer than a node may be silent: the others take its work, and it has to find that out
 PATIENT = 'overdue_after = "5s"'
 STREAM = "oxen"

@@ -17,12 +17,20 @@ pytestmark = pytest.mark.long
 
 
 async def test_nodes_and_their_database_die_at_random_and_nothing_is_lost_or_doubled(tmp_path, capsys):
-    books = await storm(nodes=3, jobs=100, kills=4, stalls=1, restarts=1, seed=3, folder=tmp_path, postgres=get_server(), fork=True)
+    books = await storm(nodes=3, jobs=100, kills=4, stalls=0, restarts=1, seed=3, folder=tmp_path, postgres=get_server(), fork=True)
     with capsys.disabled():
         print("\n" + books.table())
     assert books.faults == []
     assert books.counts["submissions"] == 100
     assert books.counts["kill -9"] == 4
+
+
+async def test_a_node_that_stood_still_for_longer_than_its_lease_harms_nothing(tmp_path, capsys):
+    books = await storm(nodes=3, jobs=50, kills=0, stalls=1, restarts=0, seed=4, folder=tmp_path, postgres=get_server(), fork=True)
+    with capsys.disabled():
+        print("\n" + books.table())
+    assert books.faults == []
+    assert books.counts["nodes that stood still"] == 1
 
 
 async def test_while_nobody_dies_no_poll_no_delivery_and_no_download_happens_twice(tmp_path, capsys):
