@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from tests.loopback import Peer, response, say, serve
 
-BOUND = 20.0
+BOUND = 60.0
 
 
 @dataclass

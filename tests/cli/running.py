@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from receiver.cli.root import root
 
-PATIENCE = 20  # seconds
+PATIENCE = 60  # seconds
 
 
 class Program:
