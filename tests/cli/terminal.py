@@ -14,12 +14,16 @@ BOUND = 60  # seconds
 
 
 class Terminal:
-    """A program on a terminal of 110 × 45."""
+    """A program on a terminal of 160 × 45: wide enough for a whole error code behind a duration of any length."""
 
     def __init__(self, folder, *words):
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 45, 110, 0, 0))
-        env = {name: value for name, value in os.environ.items() if not name.startswith("RECEIVER_") and name != "NO_COLOR"}
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 45, 160, 0, 0))
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("RECEIVER_") and name not in ("NO_COLOR", "COLUMNS", "LINES")
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "receiver", *words],
             cwd=folder,
@@ -30,6 +34,7 @@ class Terminal:
         )
         os.close(slave)
         self.text = ""
+        self._is_over = False
 
     def read_until(self, condition, bound=BOUND):
         end = time.monotonic() + bound
@@ -37,7 +42,15 @@ class Terminal:
             readable, _, _ = select.select([self._master], [], [], 0.05)
             assert time.monotonic() < end, self.text
             if readable:
-                self.text += os.read(self._master, 65536).decode(errors="replace")
+                self.text += self._read()
+                assert not self._is_over or condition(self.text), self.text
+
+    def _read(self):
+        try:
+            return os.read(self._master, 65536).decode(errors="replace")
+        except OSError:  # the program has ended and closed its side
+            self._is_over = True
+            return ""
 
     def type(self, text):
         os.write(self._master, text.encode())

@@ -114,12 +114,14 @@ def test_an_event_that_is_none_is_a_usage_error(home, after):
 
 
 def test_each_job_that_is_waited_for_has_a_line_that_moves(home):
-    with on_terminal(home, "submit", "oxen", "flux", "-i", "prompt=a boat", "-i", "num_generations=2", "--wait") as waiting:
-        waiting.read_until(lambda text: text.count("by stream") == 2)
+    with on_terminal(
+        home, "submit", "oxen", "flux", "-i", "prompt=a boat [sim: seconds=4]", "-i", "num_generations=2", "--wait"
+    ) as waiting:
+        waiting.read_until(lambda text: len(re.findall("by (?:stream|poll)", text)) == 2)
         assert waiting.process.wait(BOUND) == 0
         shown = words_of(waiting)
         jobs = set(re.findall(r"[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏] (job_[0-9a-f]{32}) (?:queued|processing)", shown))
-        assert jobs == set(re.findall(r"(job_[0-9a-f]{32}) succeeded · .* · by stream", shown))
+        assert jobs == set(re.findall(r"(job_[0-9a-f]{32}) succeeded · .* · by (?:stream|poll)", shown))
         assert len(jobs) == 2
 
 
