@@ -20,6 +20,7 @@ from receiver.counters import Counters
 from receiver.dispatcher import Dispatcher
 from receiver.ending import end
 from receiver.errors import ConfigError, Mistake
+from receiver.guarded import guarded_client
 from receiver.handling import Context, Handler, HandlerPlugin, load_handlers
 from receiver.herald import Herald
 from receiver.inbox import Inbox
@@ -27,7 +28,7 @@ from receiver.jwks import Jwks
 from receiver.limiter import Limiter
 from receiver.loop import Loop, Step
 from receiver.masking import Masker
-from receiver.net import Client, ProviderClient, guarded_client, plain_client
+from receiver.net import Client, ProviderClient, plain_client
 from receiver.outputs import Outputs
 from receiver.poller import Poller
 from receiver.probe import PROBE_AGAIN, Probe

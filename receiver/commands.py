@@ -10,9 +10,10 @@ from receiver.herald import own_event
 from receiver.ids import make_id
 from receiver.model import Delivery, Event, Family, Job, Status, SubmissionState
 from receiver.providers.values import is_remote_id
-from receiver.rules import Change, abandon, cancel_unsent, resolve
+from receiver.rules import Change
 from receiver.services import Services
 from receiver.settling import Decision
+from receiver.verdicts import abandon, cancel_unsent, resolve
 
 
 async def find(services: Services, job_id: str) -> Job:

@@ -9,8 +9,9 @@ from datetime import datetime, timedelta
 
 from receiver.clock import Clock
 from receiver.errors import NotFound, OutputGone, ProviderFault
+from receiver.guarded import ENCODED
 from receiver.model import Answer, Job, Output, Request
-from receiver.net import ENCODED, AsyncClient, ProviderClient, Response, read_retry_after
+from receiver.net import AsyncClient, ProviderClient, Response, read_retry_after
 from receiver.normalize import PollFailure, read_data_uri, read_lookup_answer, read_poll_answer, read_result_answer
 from receiver.providers.account import Account
 from receiver.providers.requests import build_lookup_request, build_poll_request, build_result_request

@@ -34,10 +34,11 @@ from receiver.providers.requests import (
     build_poll_request,
     build_result_request,
 )
-from receiver.rules import Change, apply_update, not_found
+from receiver.rules import Change, apply_update
 from receiver.settling import Decide, Decision, Settling, body_hash, in_turn
 from receiver.stores.base import Confirmation
 from receiver.tracing import Span
+from receiver.verdicts import not_found
 
 NOT_FOUND_AFTER = 3  # answers in a row that the provider does not know the id
 TIMEOUT = timedelta(seconds=30)

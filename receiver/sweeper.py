@@ -9,8 +9,8 @@ import structlog
 from receiver.config import StoreConfig
 from receiver.limiter import Limiter
 from receiver.model import Family
-from receiver.rules import expire
 from receiver.settling import Decide, Decision, Settling
+from receiver.verdicts import expire
 
 BATCH = 200
 ORPHAN_RETENTION = timedelta(days=1)

@@ -11,9 +11,10 @@ import structlog
 
 from receiver.clock import ManualClock
 from receiver.config import HandlerConfig
+from receiver.guarded import guarded_client
 from receiver.handling import Context, Handler, Stored, load_handler
 from receiver.model import Status
-from receiver.net import ProviderClient, guarded_client, plain_client
+from receiver.net import ProviderClient, plain_client
 from receiver.outputs import Outputs
 from tests.factories import NOW, make_event, make_job, make_output
 

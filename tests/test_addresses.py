@@ -13,7 +13,8 @@ import pytest
 from receiver.addresses import find_denial, parse_networks
 from receiver.errors import Denied
 from receiver.guard import Guard, resolve
-from receiver.net import AddressDenied, HTTPError, guarded_client
+from receiver.guarded import AddressDenied, guarded_client
+from receiver.net import HTTPError
 from tests.loopback import by_path, free_port, hang, make_tls, response, say, say_and_close, serve
 
 
@@ -468,7 +469,7 @@ async def test_compressed_answers_are_decoded_and_odd_words_for_it_ignored():
 
 
 async def test_an_answer_that_trickles_runs_out_of_time(monkeypatch):
-    monkeypatch.setattr("receiver.net.WHOLE_SECONDS", 0.2)
+    monkeypatch.setattr("receiver.guarded.WHOLE_SECONDS", 0.2)
     async with serve(hang) as peer, guarded_client(LOOPBACK) as client:
         with pytest.raises(httpx.ReadTimeout):
             await fetch(client, peer.url)

@@ -10,8 +10,21 @@ ROOT = Path(__file__).resolve().parents[1]
 VALUES = {"model", "errors", "ids", "clock", "backoff", "units", "ending", "keys", "receiver"}
 SPECS = VALUES | {"config", "config_tables", "providers"}
 READS = SPECS | {"normalize"}
-DECIDES = READS | {"rules", "routing", "pacing", "learning", "adoption", "masking", "tokens"}
-PASSES = DECIDES | {"settling", "limiter", "crew", "counters", "handling", "net", "outputs", "services", "herald", "stores.base", "tracing"}
+DECIDES = READS | {"rules", "verdicts", "routing", "pacing", "learning", "adoption", "masking", "tokens"}
+PASSES = DECIDES | {
+    "settling",
+    "limiter",
+    "crew",
+    "counters",
+    "handling",
+    "net",
+    "guarded",
+    "outputs",
+    "services",
+    "herald",
+    "stores.base",
+    "tracing",
+}
 
 # What each room may import of ours. app.py, and the command line above it, know them all.
 MAY = {
@@ -26,6 +39,7 @@ MAY = {
     "tokens": {"errors"},
     "masking": set(),
     "rules": {"model", "ids"},
+    "verdicts": {"model", "rules"},
     "normalize": SPECS,
     "providers": SPECS,
     "stores": VALUES | {"stores"},
@@ -36,7 +50,8 @@ MAY = {
     "otlp": {"model", "tracing", "receiver"},
     "handling": SPECS | {"net", "options", "tracing"},
     "lanes": set(),
-    "net": VALUES | {"addresses", "guard", "lanes", "unpacking"},
+    "net": VALUES | {"lanes", "unpacking"},
+    "guarded": VALUES | {"addresses", "guard", "net", "unpacking"},
     "jwks": PASSES,
     "inbox": PASSES | {"unpacking", "jwks", "inflow"},
     "inflow": {"stores.base"},
@@ -54,7 +69,7 @@ HOMES = {
     "aiosqlite": {"stores"},
     "asyncpg": {"stores"},
     "sqlite3": {"stores", "cli"},
-    "httpx": {"net", "client"},
+    "httpx": {"net", "guarded", "client"},
     "httpx_sse": {"net", "client"},
     "itsdangerous": {"tokens"},
     "cryptography": {"providers", "jwks", "simulator"},
@@ -113,7 +128,9 @@ def test_a_built_in_handler_imports_handling_and_nothing_else_of_ours(path):
     assert {found for found in imports(path) if found.split(".")[0] == "receiver"} <= {"receiver.handling"}
 
 
-@pytest.mark.parametrize("name", ["rules", "normalize", "routing", "pacing", "learning", "adoption", "backoff", "ids", "model", "errors"])
+@pytest.mark.parametrize(
+    "name", ["rules", "verdicts", "normalize", "routing", "pacing", "learning", "adoption", "backoff", "ids", "model", "errors"]
+)
 def test_pure_rooms_do_no_input_or_output(name):
     tree = ast.parse(MODULES[name].read_text())
     assert not any(isinstance(node, ast.AsyncFunctionDef | ast.Await) for node in ast.walk(tree))

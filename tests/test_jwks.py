@@ -16,8 +16,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from receiver.errors import Unavailable
+from receiver.guarded import guarded_client
 from receiver.jwks import LONGEST, MAX_BYTES, PAUSE, SHORTEST, USUAL, Jwks, read_lifetime
-from receiver.net import guarded_client
 from receiver.simulator.serving import serve_app
 
 NOW = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)

@@ -10,8 +10,9 @@ import pytest
 from receiver.clock import ManualClock
 from receiver.config import PollingConfig, ProviderConfig
 from receiver.errors import Denied, NotFound, ProviderFault, Unreadable
+from receiver.guarded import guarded_client
 from receiver.model import Status
-from receiver.net import HTTPError, ProviderClient, guarded_client
+from receiver.net import HTTPError, ProviderClient
 from receiver.outputs import OutputGone, Outputs
 from receiver.providers.account import make_account
 from receiver.providers.loader import load_specs

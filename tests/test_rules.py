@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver import rules
+from receiver import rules, verdicts
 from receiver.model import (
     Channel,
     ErrorCode,
@@ -139,7 +139,7 @@ def test_sequences_of_events_grow_within_a_job():
 
 
 def test_a_late_success_replaces_expired_once():
-    expired = rules.expire(make_family("t1"), NOW + timedelta(hours=2))
+    expired = verdicts.expire(make_family("t1"), NOW + timedelta(hours=2))
     assert (types(expired), expired.family.jobs[0].error.code) == (["job.expired"], ErrorCode.DEADLINE_EXCEEDED)
     change = callback(expired.family, remote_id="t1", status=Status.SUCCEEDED, outputs=PICTURE)
     assert (types(change), change.events[0].data["late"], change.family.jobs[0].status) == (["job.succeeded"], True, Status.SUCCEEDED)
@@ -148,13 +148,13 @@ def test_a_late_success_replaces_expired_once():
 
 
 def test_progress_does_not_wake_an_expired_job():
-    expired = rules.expire(make_family("t1"), NOW + timedelta(hours=2)).family
+    expired = verdicts.expire(make_family("t1"), NOW + timedelta(hours=2)).family
     change = callback(expired, remote_id="t1", status=Status.PROCESSING)
     assert (change.outcome, change.family) == (Outcome.LATE, expired)
 
 
 def test_a_job_that_the_provider_does_not_know_failed_until_it_says_otherwise():
-    change = rules.not_found(make_family("t1"), "job_0", "no such task", LATER)
+    change = verdicts.not_found(make_family("t1"), "job_0", "no such task", LATER)
     job = change.family.jobs[0]
     assert (job.status, job.error, job.finished_by) == (Status.FAILED, JobError(ErrorCode.NOT_FOUND, "no such task"), FinishedBy.POLL)
     assert callback(change.family, remote_id="t1", status=Status.SUCCEEDED).events[0].data["late"] is True
@@ -162,7 +162,7 @@ def test_a_job_that_the_provider_does_not_know_failed_until_it_says_otherwise():
 
 def test_an_abandoned_job_keeps_its_error_and_yields_to_the_providers_word():
     lost = rules.apply_lost(make_family(None, status=Status.SUBMITTING, state=SubmissionState.SENT), "no answer", NOW).family
-    change = rules.abandon(lost, "job_0", LATER)
+    change = verdicts.abandon(lost, "job_0", LATER)
     job = change.family.jobs[0]
     assert (job.status, job.error.code, job.finished_by) == (Status.FAILED, ErrorCode.SUBMIT_UNKNOWN, FinishedBy.OPERATOR)
     late = callback(change.family, remote_id="t9", status=Status.SUCCEEDED)
@@ -283,13 +283,13 @@ def test_a_lost_answer_makes_the_job_unconfirmed_and_an_own_callback_clears_it_u
 def test_an_unconfirmed_job_expires_with_its_error():
     family = make_family(None, status=Status.SUBMITTING, state=SubmissionState.SENT)
     lost = rules.apply_lost(family, "no answer", LATER).family
-    job = rules.expire(lost, NOW + timedelta(hours=2)).family.jobs[0]
+    job = verdicts.expire(lost, NOW + timedelta(hours=2)).family.jobs[0]
     assert (job.status, job.error.code, job.is_own_verdict) == (Status.EXPIRED, ErrorCode.SUBMIT_UNKNOWN, True)
 
 
 def test_a_job_that_expires_while_its_submit_is_under_way_may_be_billed_and_says_so():
     sent = make_family(None, status=Status.SUBMITTING, state=SubmissionState.SENT)
-    expired = rules.expire(sent, NOW + timedelta(hours=2)).family
+    expired = verdicts.expire(sent, NOW + timedelta(hours=2)).family
     lost = rules.apply_lost(expired, "the process that sent it ended", NOW + timedelta(hours=2)).family
     for family in (expired, lost):
         assert (family.jobs[0].status, family.jobs[0].error.code) == (Status.EXPIRED, ErrorCode.SUBMIT_UNKNOWN)
@@ -297,7 +297,7 @@ def test_a_job_that_expires_while_its_submit_is_under_way_may_be_billed_and_says
 
 def test_a_submission_that_expired_unsent_is_never_sent():
     family = make_family(None, status=Status.SUBMITTING, state=SubmissionState.WAITING)
-    assert rules.expire(family, NOW + timedelta(hours=2)).family.submission.state is SubmissionState.CLOSED
+    assert verdicts.expire(family, NOW + timedelta(hours=2)).family.submission.state is SubmissionState.CLOSED
 
 
 def test_what_was_not_taken_waits_for_its_next_attempt():
@@ -308,7 +308,7 @@ def test_what_was_not_taken_waits_for_its_next_attempt():
 
 def test_cancelling_one_of_three_unsent_jobs_sends_for_two():
     family = make_family(None, None, None, status=Status.SUBMITTING, state=SubmissionState.WAITING)
-    change = rules.cancel_unsent(family, "job_1", "num_generations", LATER)
+    change = verdicts.cancel_unsent(family, "job_1", "num_generations", LATER)
     assert (change.family.submission.count, change.family.submission.input["num_generations"]) == (2, 2)
     assert [job.status for job in change.family.jobs] == [Status.SUBMITTING, Status.CANCELLED, Status.SUBMITTING]
     assert change.family.submission.state is SubmissionState.WAITING
@@ -316,7 +316,7 @@ def test_cancelling_one_of_three_unsent_jobs_sends_for_two():
 
 def test_cancelling_the_last_unsent_job_closes_the_submission():
     family = make_family(None, status=Status.SUBMITTING, state=SubmissionState.WAITING)
-    assert rules.cancel_unsent(family, "job_0", None, LATER).family.submission.state is SubmissionState.CLOSED
+    assert verdicts.cancel_unsent(family, "job_0", None, LATER).family.submission.state is SubmissionState.CLOSED
 
 
 # Confirming polls
@@ -354,7 +354,7 @@ def walk(family: Family, step: tuple, now: datetime) -> rules.Change:
         case "news":
             return rules.apply_update(family, what, channel, now)
         case "expire":
-            return rules.expire(family, now + timedelta(hours=3))
+            return verdicts.expire(family, now + timedelta(hours=3))
         case "accepted":
             return rules.apply_accepted(family, [Update(remote_id=name) for name in what], 4, now)
         case _:
