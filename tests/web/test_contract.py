@@ -26,14 +26,16 @@ pytest.importorskip("schemathesis", reason="wants the extra `contract`: pip inst
 import requests
 import schemathesis
 from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
 
 pytestmark = pytest.mark.long
 
 SCHEMA = schemathesis.openapi.from_dict(openapi_document())
 OPERATIONS = {found.ok().label: found.ok() for found in SCHEMA.get_all_operations()}
 FOLLOW = "GET /v1/events"  # it does not end
-FINE = [positive_data_acceptance]  # a cursor that nobody gave out fits the document, and is refused with a 400 that it tells of
+# Not asked here: a cursor that nobody gave out fits the document, and is refused with a 400 that it tells of; and each wrong key is
+# answered only after a second, so that tests/web/test_guard.py tries them.
+FINE = [positive_data_acceptance, ignored_auth]
 KEY = "rcv_a-key-that-may-do-everything"
 SECRET = "a-secret-that-signs-the-callbacks"
 WHICH = {  # what an id is about, where not any job will do; who waits for a lasting one waits for a minute
