@@ -67,6 +67,7 @@ def test_its_files_are_in_the_folder_and_its_log_is_no_trouble(told):
     assert [line for line in log if line["level"] == "error"] == []
 
 
+@pytest.mark.long
 def test_a_broken_file_is_seen_on_the_terminal_and_makes_exit_1(told):
     """Also: a second story in the same folder, and Ctrl-C where the demo stays up."""
     folder = told[0]

@@ -13,6 +13,8 @@ from tests.cli.terminal import BOUND, Terminal
 from tests.cli.test_live import CONFIG, KEY
 from tests.loopback import free_port, response, say, serve
 
+pytestmark = pytest.mark.long
+
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 

@@ -225,6 +225,7 @@ async def test_failed_polls_are_polls_again(sim, tmp_path, fault):
         assert (await home.final(job["id"]))["status"] == "succeeded"
 
 
+@pytest.mark.long
 async def test_one_list_call_answers_for_jobs_that_are_due_soon_as_well(sim, tmp_path):
     sim.simulator.plan("oxen", *[faulty(seconds=1000)] * 4)
     async with open_home(sim, tmp_path, polling='overdue_after = "0.4s"\ninterval = "0.4s"\nmax_interval = "0.4s"') as home:
@@ -245,6 +246,7 @@ async def have_grown(home, provider, calls):
     return await count_polls(home, provider) >= calls
 
 
+@pytest.mark.long
 async def test_a_lost_stream_is_opened_again_soon(sim, tmp_path):
     sim.simulator.plan("oxen", faulty(Fault.STREAM_DROPPED, seconds=2), Scenario(seconds=5))
     async with open_home(sim, tmp_path, polling='interval = "60s"\nmax_interval = "60s"') as home:
@@ -282,6 +284,7 @@ async def test_a_late_callback_replaces_expired(sim, tmp_path):
         assert finals == [("job.expired", False), ("job.succeeded", True)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", [Fault.POLL_500, Fault.POLL_LOST])
 async def test_an_expired_job_is_asked_about_less_and_less_though_polls_fail(sim, tmp_path, fault):
     sim.simulator.plan("huzz", faulty(fault, polls=1000, seconds=1000))

@@ -3,6 +3,8 @@
 import json
 import time
 
+import pytest
+
 from receiver.simulator import Fault, Scenario
 from tests.loopback import response, say, serve
 from tests.stories.home import open_home
@@ -183,6 +185,7 @@ async def test_a_trace_that_its_caller_does_not_keep_is_not_kept_here(sim, tmp_p
     assert TRACE not in {span.trace for span in spans}
 
 
+@pytest.mark.long
 async def test_a_collector_that_is_away_harms_nothing(sim, tmp_path, monkeypatch):
     async with serve(say(response(503))) as away:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", away.url)
