@@ -39,7 +39,6 @@ def set_up_logs(*, level: int = NORMAL, masker: MaskText | None = None, stream: 
         add_trace,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.stdlib.PositionalArgumentsFormatter(),
         stamp,
     ]
     handler = logging.StreamHandler(out)
@@ -51,9 +50,9 @@ def set_up_logs(*, level: int = NORMAL, masker: MaskText | None = None, stream: 
     for name in NOISY:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *shared, ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        wrapper_class=structlog.make_filtering_bound_logger(level),  # what is not told costs nothing
         cache_logger_on_first_use=True,
     )
 

@@ -48,6 +48,14 @@ def test_a_line_is_one_json_document_where_nobody_looks():
     }
 
 
+def test_a_handler_may_log_as_the_standard_library_does():
+    out = io.StringIO()
+    set_up_logs(stream=out)
+    structlog.get_logger("handler.mine").bind(handler="mine").info("stored %s of %d", "a.png", 3)
+    [line] = lines(out)
+    assert (line["event"], line["handler"]) == ("stored a.png of 3", "mine")
+
+
 def test_the_standard_library_logs_through_the_same_lines():
     out = io.StringIO()
     set_up_logs(stream=out)
