@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from receiver.errors import Denied
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """All numeric addresses of a host, as the system would look them up. Raises OSError where there is none."""
 
+READ_BYTES = 256 * 1024  # what asyncio and uvloop hand over at most
 MAX_TRIED = 4  # addresses of one host
 
 
@@ -22,6 +24,30 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     """Ask the system, which also understands `0x7f.1` and reads /etc/hosts: what it says is what is checked."""
     rows = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(row[4][0]) for row in rows))
+
+
+class WideStream(httpcore.AsyncNetworkStream):
+    """Reads as much at once as the event loop has: httpcore asks for 64 KiB, and what is over is copied back and forth each time."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._stream.read(max(max_bytes, READ_BYTES), timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        return WideStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
 
 
 class Guard(httpcore.AsyncNetworkBackend):
@@ -47,7 +73,7 @@ class Guard(httpcore.AsyncNetworkBackend):
             # Each gets a fair share of what is left, so that one that swallows packets leaves time for the next.
             share = None if until is None else max(until - now(), 0.01) / (len(addresses) - position)
             try:
-                return await self._sockets.connect_tcp(address, port, share, local_address, socket_options)
+                return WideStream(await self._sockets.connect_tcp(address, port, share, local_address, socket_options))
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure or httpcore.ConnectError(f"{host} has no address")

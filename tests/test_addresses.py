@@ -7,12 +7,13 @@ import socket
 import struct
 from contextlib import asynccontextmanager
 
+import httpcore
 import httpx
 import pytest
 
 from receiver.addresses import find_denial, parse_networks
 from receiver.errors import Denied
-from receiver.guard import Guard, resolve
+from receiver.guard import Guard, WideStream, resolve
 from receiver.guarded import AddressDenied, guarded_client
 from receiver.net import HTTPError
 from tests.loopback import by_path, free_port, hang, make_tls, response, say, say_and_close, serve
@@ -427,6 +428,18 @@ async def test_a_streamed_answer_is_the_callers_to_cap():
         client.stream("GET", peer.url) as answer,
     ):
         assert sum([len(piece) async for piece in answer.aiter_bytes()]) == 17 * 2**20
+
+
+async def test_what_has_come_is_read_in_one_piece():
+    come = bytearray(200 * 1024)
+
+    class Come(httpcore.AsyncNetworkStream):
+        async def read(self, max_bytes, timeout=None):
+            piece = bytes(come[:max_bytes])
+            del come[:max_bytes]
+            return piece
+
+    assert len(await WideStream(Come()).read(64 * 1024)) == 200 * 1024
 
 
 async def test_a_bomb_is_refused_while_streaming():
