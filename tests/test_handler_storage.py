@@ -293,17 +293,17 @@ async def test_a_cancelled_attempt_keeps_its_bytes_and_gives_up_its_place(desk, 
 
 
 async def test_a_full_disk_is_a_passing_fault_and_loses_nothing_that_it_took(desk, monkeypatch):
-    real, left = os.pwrite, [1000]
+    real, left = os.pwritev, [1000]
 
-    def fill(file, data, offset):
+    def fill(file, pieces, offset):
         if not left:
-            return real(file, data, offset)
+            return real(file, pieces, offset)
         if not left[0]:
             raise OSError(28, "No space left on device")
         count, left[0] = left[0], 0
-        return real(file, data[:count], offset)
+        return real(file, [b"".join(pieces)[:count]], offset)
 
-    monkeypatch.setattr(os, "pwrite", fill)  # a full disk cannot be had without mounting one
+    monkeypatch.setattr(os, "pwritev", fill)  # a full disk cannot be had without mounting one
     handler = desk.make("storage")
     async with serve(Files(a=PNG).talk) as peer:
         event = desk.succeed(f"{peer.url}/a")

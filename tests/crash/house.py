@@ -32,7 +32,7 @@ ROOT = Path(receiver.__file__).resolve().parents[1]
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(
     [
-        *("receiver.app", "receiver.cli.root", "receiver.cli.service", "receiver.handlers.storage", "receiver.logs"),
+        *("receiver.app", "receiver.cli.root", "receiver.cli.service", "receiver.handlers.storage_folder", "receiver.logs"),
         *("receiver.web.application", "anyio._backends._asyncio", "uvicorn.loops.auto", "uvicorn.protocols.http.auto"),
     ]
 )

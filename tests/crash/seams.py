@@ -57,8 +57,8 @@ SEAMS = {
     "delivery.handled": Seam("receiver.dispatcher:outcome_of"),
     "delivery.finished": Seam(f"{STORE}deliveries:DeliveriesPart.finish_delivery"),
     # an output
-    "storage.part": Seam("receiver.handlers.storage:Part.take"),
-    "storage.named": Seam("receiver.handlers.storage:Part.finish"),
+    "storage.part": Seam("receiver.handlers.storage_folder:Part._write"),
+    "storage.named": Seam("receiver.handlers.storage_folder:Part.finish"),
     "storage.recorded": Seam(f"{STORE}deliveries:DeliveriesPart.record_stored"),
     "storage.told": Seam(f"{STORE}deliveries:DeliveriesPart.emit"),
     # the schema
