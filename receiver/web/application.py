@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,6 +23,7 @@ from receiver.web.keyring import Keyring
 from receiver.web.openapi import build_document
 from receiver.web.operations import Operation, build_routes
 from receiver.web.pages_costs import Ledger
+from receiver.web.pages_errors import answer_with_page, as_page
 from receiver.web.problems import EXCEPTION_HANDLERS
 from receiver.web.slowing import Slowing
 from receiver.web.submitting import Answered
@@ -83,8 +85,10 @@ def create_app(services: Services, *, lifespan: Any = None) -> Starlette:
         open_paths={operation.path for operation in served if operation.is_open},
         check_session=lambda value: services.tokens.sessions.check(value, services.clock.now()),
         slowing=slowing,
+        as_page=as_page,
     )
-    app = Application(routes=build_routes(served), middleware=[guard], exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
+    refusals = {**EXCEPTION_HANDLERS, HTTPException: answer_with_page}
+    app = Application(routes=build_routes(served), middleware=[guard], exception_handlers=refusals, lifespan=lifespan)
     app.router.redirect_slashes = False
     if not urlsplit(server.public_url or "").path.strip("/"):
         app.shortcut = calls

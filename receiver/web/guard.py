@@ -56,13 +56,14 @@ class Guard:
         open_paths: Collection[str],
         check_session: Callable[[str], str | None],
         slowing: Slowing,
+        as_page: Callable[[Scope, Response], Response],
     ) -> None:
         self._app, self._callbacks = app, callbacks
         self._keyring = keyring
         self._prefix = unquote(urlsplit(public_url or "").path).rstrip("/")
         self._public_host = urlsplit(public_url or "").netloc.lower()
         self._roots, self._open_paths = frozenset(roots), frozenset(open_paths)
-        self._check_session, self._slowing = check_session, slowing
+        self._check_session, self._slowing, self._as_page = check_session, slowing, as_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,7 +85,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         refusal = self._origin_refusal(scope, headers) if self._is_open(path) else await self._refusal(scope, path, headers)
-        await (refusal or self._app)(scope, receive, send)
+        await (self._as_page(scope, refusal) if refusal else self._app)(scope, receive, send)
 
     def _without_prefix(self, scope: Scope) -> tuple[Scope, str]:
         """The path below the public URL's path. Both forms are served: a proxy may cut the prefix off, or not."""

@@ -84,7 +84,7 @@ def show_span(span: timedelta | float | None) -> str:
     seconds = span.total_seconds() if isinstance(span, timedelta) else span
     if seconds < 1:
         return f"{max(seconds, 0) * 1000:.0f} ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f}".removesuffix(".0") + " s"
     whole = round(seconds)
     for size, unit, below, small in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
@@ -168,7 +168,7 @@ def show(request: Request, name: str, status: int = 200, origins: Iterable[str] 
             beat=getattr(request.state, "beat", 0),
             scopes=caller_of(request.scope).scopes,
             asks_with={MEDIA_HEADER: shown_on},
-            **values,
+            **{"is_bare": path == "/sign-in", **values},
         )
     )
     return Response(text, status, headers=page_headers(media), media_type="text/html")

@@ -14,6 +14,7 @@ from receiver.model import Outcome
 from receiver.stores.base import NoticeFilter
 from receiver.web.operations import services_of
 from receiver.web.pages_frame import Form, button, page, read_fields, show
+from receiver.web.pages_troubles import is_failed_call
 from receiver.web.query import Query
 
 ROWS = 20
@@ -42,8 +43,9 @@ async def list_notices(request: Request, query: Query) -> Response:
             {
                 "outcome": outcome.value,
                 "meaning": meaning,
-                "rows": listed.rows,
+                "rows": sorted(listed.rows, key=is_failed_call),  # what a fix can help first
                 "truncated": listed.truncated,
+                "failed": {notice.id for notice in listed.rows if is_failed_call(notice)},
                 "next": urlencode({"outcome": outcome.value, **following, "cursor": listed.cursor}) if listed.cursor else "",
             }
         )

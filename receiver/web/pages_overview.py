@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlencode, urlsplit
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.model import DeliveryState, FinishedBy, Outcome, Status
+from receiver.model import FinishedBy, Status
 from receiver.services import Services
-from receiver.stores.base import JobFilter, NoticeFilter
+from receiver.stores.base import JobFilter
 from receiver.web.operations import Operation, services_of
-from receiver.web.pages_frame import page, show, show_bytes
-from receiver.web.providers import show_breaker, show_learned
+from receiver.web.pages_frame import page, show
+from receiver.web.pages_troubles import Refusing, find_refusing, find_troubles
+from receiver.web.providers import show_learned
 from receiver.web.query import Query
 
 WINDOW = timedelta(hours=1)
 MOST_JOBS = 1_000  # looked at for the chart: a page must stay quick
 CHART_LIVES = timedelta(seconds=5)
-MANY = 100  # set-aside notices are counted up to here
-LITTLE_SPACE = 1024**3
 WAYS = tuple(FinishedBy)
-
-
-class Trouble(msgspec.Struct, frozen=True):
-    """One thing that a person should look at, and where."""
-
-    level: str  # bad, warn or note
-    title: str
-    detail: str
-    link: str = ""
 
 
 async def show_overview(request: Request, query: Query) -> Response:
     services = services_of(request)
     jobs, deliveries = await services.tally.open_jobs(), await services.tally.deliveries()
-    counters = await services.counters.read()
+    counters, chart = await services.counters.read(), await draw_chart(request, services)
     statuses = Counter[str]()
     for (_, status), count in jobs.items():
         statuses[status] += count
     return show(
         request,
         "overview.html",
-        troubles=await find_troubles(services, jobs, deliveries),
+        troubles=await find_troubles(services, jobs, deliveries, chart.refusing),
         statuses=[(status.value, statuses[status.value]) for status in Status if not status.is_final],
         ended=[
             (word, total(counters, "provider:", f"jobs_{word}"), f"jobs?status={word}")
@@ -60,129 +46,8 @@ async def show_overview(request: Request, query: Query) -> Response:
         ways=ways_home(counters),
         providers=losses(services, counters),
         learned=await show_times(services),
-        chart=await draw_chart(request, services),
+        chart=chart,
     )
-
-
-# What needs a person
-
-
-async def find_troubles(
-    services: Services, jobs: Mapping[tuple[str, str], int], deliveries: Mapping[tuple[str, str], int]
-) -> list[Trouble]:
-    """The worst first."""
-    found = [
-        *public_url_troubles(services),
-        *loop_troubles(services),
-        *(await disk_troubles(services)),
-        *delivery_troubles(services, deliveries),
-        *job_troubles(services, jobs),
-        *(await provider_troubles(services)),
-        *(await notice_troubles(services)),
-    ]
-    return sorted(found, key=lambda trouble: LEVELS.index(trouble.level))
-
-
-def public_url_troubles(services: Services) -> Iterator[Trouble]:
-    server, fault = services.config.server, services.public_fault()
-    said = f"{fault.detail} {fault.mend}" if fault else ""
-    if not services.is_reachable():
-        detail = f"No callback comes home by {server.public_url}; jobs are polled instead. {said}"
-        yield Trouble("bad", "The public URL is not reachable", detail)
-    elif fault is not None and fault.is_proven:
-        yield Trouble("warn", "Not every callback may come home", said)
-    elif fault is not None:
-        detail = f"Callbacks arrive, so the way from outside is good. {fault.detail}"
-        yield Trouble("note", "The public URL cannot be tried from here", detail)
-    elif server.public_url is None and any(account.has_callback for account in services.accounts.values()):
-        yield Trouble("note", "No public URL", "No callback URL is sent to providers, every job is polled: set public_url under [server].")
-
-
-def loop_troubles(services: Services) -> Iterator[Trouble]:
-    for loop in services.health():
-        if not loop.is_well:
-            yield Trouble("bad", f"The {loop.name} loop keeps failing", f"{loop.failures} passes in a row; the log says why.")
-
-
-async def disk_troubles(services: Services) -> list[Trouble]:
-    """How full the disk of the database is, where the database is a file."""
-    url = urlsplit(services.config.store.url)
-    if url.scheme != "sqlite":
-        return []
-    usage = await asyncio.to_thread(shutil.disk_usage, Path(unquote(url.path)).parent)
-    if usage.free > LITTLE_SPACE and usage.free > usage.total / 20:
-        return []
-    return [Trouble("bad", "The disk is nearly full", f"{show_bytes(usage.free)} are free where the database is.")]
-
-
-def delivery_troubles(services: Services, deliveries: Mapping[tuple[str, str], int]) -> Iterator[Trouble]:
-    for (handler, state), count in sorted(deliveries.items()):
-        link = "deliveries?" + urlencode({"state": state, "handler": handler})
-        health = services.handler_health.get(handler)
-        said = health.last_error if health else None
-        if state == DeliveryState.DEAD:
-            title = f"{plural(count, 'dead delivery', 'dead deliveries')} to {handler}"
-            yield Trouble("bad", title, f"Mend the cause, then replay. {said or ''}", link)
-        elif handler not in services.handlers:
-            detail = f"{plural(count, 'delivery waits', 'deliveries wait')} for a handler that is not in the configuration."
-            yield Trouble("warn", f"Nobody takes what is for {handler}", detail, link)
-        elif state == DeliveryState.RETRYING:
-            title = f"{plural(count, 'delivery', 'deliveries')} to {handler} failed, to be tried again"
-            yield Trouble("warn", title, said or "The handler is asked again by itself.", link)
-
-
-def job_troubles(services: Services, jobs: Mapping[tuple[str, str], int]) -> Iterator[Trouble]:
-    left = Counter[str]()
-    for (provider, status), count in sorted(jobs.items()):
-        if status == Status.UNCONFIRMED:
-            link = "jobs?" + urlencode({"status": status, "provider": provider})
-            title = f"{plural(count, 'unconfirmed job', 'unconfirmed jobs')} at {provider}"
-            yield Trouble("bad", title, "The provider's answer was lost: it may run, and may be billed. Resolve or abandon.", link)
-        if provider not in services.accounts:
-            left[provider] += count
-    for provider, count in left.items():
-        detail = f"{plural(count, 'job is', 'jobs are')} open there. Callbacks are kept, nothing is polled."
-        yield Trouble("bad", f"{provider} is not in the configuration any more", detail, "jobs?" + urlencode({"provider": provider}))
-
-
-async def provider_troubles(services: Services) -> list[Trouble]:
-    now = services.clock.now()
-    troubles = []
-    for name, breaker in sorted((await services.store.read_breakers()).items()):
-        health = show_breaker(breaker, now)
-        link = f"providers#{name}"
-        if health["state"] == "open":
-            troubles.append(Trouble("bad", f"{name} is left alone for a while", health["last_error"] or "Its calls keep failing.", link))
-        elif health["state"] == "failing":
-            title = f"{name} fails ({plural(breaker.failures, 'call', 'calls')} in a row)"
-            troubles.append(Trouble("warn", title, health["last_error"] or "", link))
-    for account in services.accounts.values():
-        if not account.api_key:
-            title = f"{account.name} has no API key"
-            troubles.append(Trouble("warn", title, f"Set api_key under [providers.{account.name}].", f"providers#{account.name}"))
-    return troubles
-
-
-async def notice_troubles(services: Services) -> list[Trouble]:
-    troubles = []
-    for outcome, (level, one, many, detail) in SET_ASIDE.items():
-        count = len((await services.store.read_notices(NoticeFilter(outcome=outcome), MANY, None, 0)).rows)
-        if count:
-            title = f"{MANY} or more {many}" if count == MANY else plural(count, one, many)
-            troubles.append(Trouble(level, title, detail, f"notices?outcome={outcome}"))
-    return troubles
-
-
-LEVELS = ("bad", "warn", "note")
-SET_ASIDE = {
-    Outcome.UNREADABLE: ("warn", "unreadable notice", "unreadable notices", "The spec did not understand them. Settle again after a fix."),
-    Outcome.MISMATCHED: ("note", "mismatched notice", "mismatched notices", "They speak of an id that their submission does not have."),
-    Outcome.ORPHAN: ("note", "orphaned notice", "orphaned notices", "No submission of ours is known for them."),
-}
-
-
-def plural(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
 
 
 # How it goes
@@ -235,11 +100,13 @@ async def show_times(services: Services) -> list[dict[str, Any]]:
 
 
 class Chart(msgspec.Struct, frozen=True):
-    """Jobs per minute: the start of each minute as a Unix time, jobs that were made in it, and those of them that failed."""
+    """Jobs per minute: the start of each minute as a Unix time, jobs that were made in it, and those of them that failed.
+    And the providers that make them fail."""
 
     times: tuple[int, ...]
     made: tuple[int, ...]
     failed: tuple[int, ...]
+    refusing: tuple[Refusing, ...]
     drawn_at: datetime
 
     @property
@@ -272,6 +139,7 @@ async def count_minutes(services: Services, now: datetime) -> Chart:
         tuple(minute * 60 for minute in minutes),
         tuple(made[minute] for minute in minutes),
         tuple(failed[minute] for minute in minutes),
+        find_refusing(page.rows),
         now,
     )
 

@@ -508,7 +508,17 @@ async def test_links_hold_below_the_path_of_the_public_url(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0, "0 ms"), (0.42, "420 ms"), (12.34, "12.3 s"), (20, "20 s"), (200, "3 min 20 s"), (7200, "2 h"), (93_600, "1 d 2 h"), (-1, "0 ms")],
+    [
+        (0, "0 ms"),
+        (0.42, "420 ms"),
+        (12.34, "12.3 s"),
+        (20, "20 s"),
+        (59.96, "1 min"),
+        (200, "3 min 20 s"),
+        (7200, "2 h"),
+        (93_600, "1 d 2 h"),
+        (-1, "0 ms"),
+    ],
 )
 def test_durations_are_told_as_people_tell_them(seconds, words):
     assert show_span(seconds) == words

@@ -1,0 +1,121 @@
+"""What the overview says first: what is wrong, why, and the one press that may mend it."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from receiver.model import Channel, DeliveryState, JobError, Outcome, Status, Update
+from receiver.rules import apply_update
+from receiver.stores.base import NoticeBound
+from tests.factories import make_notice
+from tests.web.opened import ELK, Web, open_web
+from tests.web.test_pages import HTML, KEYS, SAME, end_deliveries, read
+
+PIXAZO = {"provider": "pixazo", "model": "hunyuan-image", "input": {"prompt": "a boat"}}
+
+
+async def fail(web: Web, code: str, message: str, number: int, body: dict = ELK) -> None:
+    """A job that comes home with this error."""
+    submitted = await web.submit(body)
+    await web.accept(submitted["submission_id"], f"remote-{number}")
+    update = Update(remote_id=f"remote-{number}", status=Status.FAILED, error=JobError(code=code, message=message))
+    now = web.services.clock.now()
+    await web.settle(submitted["submission_id"], lambda family: apply_update(family, update, Channel.CALLBACK, now), Channel.CALLBACK)
+
+
+async def troubles(web: Web) -> str:
+    web.app.state.chart = None  # it is drawn again after some seconds only
+    page = await read(web, "/")
+    return page[page.index("Needs a person") : page.index("Jobs now")]
+
+
+async def test_the_overview_says_why_jobs_of_a_provider_fail_until_one_succeeds(web: Web):
+    await fail(web, "insufficient_balance", "You have 0 credits left.", 1)
+    await fail(web, "insufficient_balance", "You have 0 credits left.", 2)
+    said = await troubles(web)
+    assert "Act 2 jobs in a row failed at elkapi: there is no money left" in said
+    assert "You have 0 credits left." in said
+    await web.succeed(remote_id="remote-3")
+    assert "in a row" not in await troubles(web)
+
+
+async def test_what_only_one_request_has_brought_upon_itself_is_no_trouble(web: Web):
+    for number, code in enumerate(["content_rejected", "invalid_request", "cancelled", "provider_error", "provider_unavailable"]):
+        await fail(web, code, "No.", number)
+    assert "in a row" not in await troubles(web)
+
+
+async def test_jobs_of_one_provider_say_nothing_of_another(web: Web):
+    await fail(web, "authentication", "Invalid token.", 1)
+    await web.succeed(PIXAZO, remote_id="remote-2")
+    said = await troubles(web)
+    assert "1 job in a row failed at elkapi: it does not know the key" in said
+    assert "at pixazo" not in said
+
+
+async def test_the_overview_replays_what_is_dead_and_tries_now_what_waits(web: Web):
+    await web.succeed()
+    for state, words in [(DeliveryState.DEAD, "Replay"), (DeliveryState.RETRYING, "Try now")]:
+        count = await end_deliveries(web, state, "Traceback\nRuntimeError: the shop is closed")
+        assert "RuntimeError: the shop is closed" in await troubles(web)  # though no handler of this process has said it
+        text = (await web.client.get("/")).text
+        form = re.search(r'<form method="post" action="\./deliveries/replay">(.*?)</form>', text, re.DOTALL)
+        assert form, words
+        assert words in form[1]
+        fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', form[1]))
+        answer = await web.client.post("/deliveries/replay", data=fields, headers=SAME)
+        assert answer.headers["location"] == f"../deliveries?replayed={count}"
+
+
+async def test_a_provider_that_is_left_alone_says_until_when(web: Web):
+    now = web.services.clock.now()
+    await web.services.store.count_failure("huzz", now, "502 Bad Gateway")
+    await web.services.store.leave_alone("huzz", now + timedelta(hours=1))
+    assert re.search(r"502 Bad Gateway\. Asked again in [\d minsh]+, by itself\.", await troubles(web))
+
+
+async def test_a_poll_that_failed_is_no_riddle_to_the_spec(web: Web):
+    failed = make_notice(outcome=Outcome.UNREADABLE, reason="HTTP 500: oops", body=b"{}", channel=Channel.POLL, http_status=500, repeats=1)
+    await web.services.store.keep_notice(failed, NoticeBound())
+    assert "unreadable" not in await troubles(web)
+    page = await read(web, "/notices")
+    assert "and once more failed poll HTTP 500: oops" in page
+    assert "Settle again" not in page
+    await web.services.store.keep_notice(make_notice(outcome=Outcome.UNREADABLE, channel=Channel.CALLBACK), NoticeBound())
+    assert "1 unreadable notice" in await troubles(web)
+    page = await read(web, "/notices")
+    assert page.index("Settle again") < page.index("failed poll")
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/jobs/x/y/z"])
+async def test_a_person_at_a_wrong_address_is_shown_a_page(web: Web, path: str):
+    answer = await web.client.get(path, headers=HTML)
+    assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (404, "text/html")
+    assert "There is nothing at this address." in answer.text
+    assert 'href="' + "../" * (path.count("/") - 1) in answer.text
+    for others in ({"Accept": "*/*"}, {"Accept": "application/json"}):
+        assert (await web.client.get(path, headers=others)).json()["status"] == 404
+    assert (await web.client.get("/v1/nowhere", headers=HTML)).json()["status"] == 404
+
+
+async def test_a_person_who_came_through_a_tunnel_is_told_on_a_page_which_line_to_add(web: Web):
+    answer = await web.client.get("/", headers=HTML | {"Host": "evil.example"})
+    assert answer.status_code == 403
+    assert "api_keys = [" in answer.text.replace("&#34;", '"')
+    assert "<nav" not in answer.text
+    assert "/live" not in answer.text
+
+
+async def test_a_session_may_not_be_used_by_another_site_and_a_person_sees_why(tmp_path: Path):
+    async with open_web(tmp_path, KEYS) as web:
+        answer = await web.client.post("/sign-in", data={"key": "x"}, headers=HTML | {"Sec-Fetch-Site": "cross-site"})
+        assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (403, "text/html")
+        assert "A page of another site may not do this." in answer.text
+
+
+async def test_a_guide_table_carries_its_heads_for_a_phone(web: Web):
+    assert '<td data-label="what to do">' in (await web.client.get("/guide/errors")).text
