@@ -89,6 +89,7 @@ def read_page(name: str) -> Page:
     markdown.add_render_rule("code_block", show_code)
     tokens = markdown.parse(text)
     headings = number_headings(tokens)
+    label_cells(tokens)
     for token in tokens:
         turn(token, document)
     return Page(document, markdown.renderer.render(tokens, markdown.options, {}), headings)
@@ -121,6 +122,23 @@ def number_headings(tokens: Sequence[Token]) -> dict[str, str]:
             if token.tag == "h2":
                 found[slug(words)] = words
     return found
+
+
+def label_cells(tokens: Sequence[Token]) -> None:
+    """Gives every cell of a table the words of its column's head: a phone shows them in front of it."""
+    heads: list[str] = []
+    column = 0
+    for token, inner in pairwise(tokens):
+        if token.type == "thead_open":
+            heads = []
+        elif token.type == "th_open":
+            heads.append("".join(child.content for child in inner.children or ()))
+        elif token.type == "tr_open":
+            column = 0
+        elif token.type == "td_open":
+            if heads[column]:
+                token.attrSet("data-label", heads[column])
+            column += 1
 
 
 def turn(token: Token, document: Document) -> None:

@@ -31,6 +31,8 @@ FLAGS = [
     "--disable-sync",
     "--disable-dev-shm-usage",
 ]
+TOO_SMALL = """[...document.querySelectorAll("button, select, textarea, input:not([type=hidden]), summary, nav a, .troubles a")]
+    .filter((each) => each.checkVisibility() && each.getBoundingClientRect().height < 40).map((each) => each.outerHTML.slice(0, 120))"""
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 860}
 
@@ -87,6 +89,16 @@ class Tab:
     async def fits(self) -> bool:
         """Whether nothing is wider than the window."""
         return await self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+    async def open_all(self) -> None:
+        """Everything that can be unfolded; `/docs` is made by its script first."""
+        if self.page.url.endswith("/docs"):
+            await self.page.locator("details").first.wait_for()
+        await self.page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true })")
+
+    async def too_small(self) -> list[str]:
+        """What a thumb would miss: lower than forty pixels."""
+        return await self.page.evaluate(TOO_SMALL)
 
 
 @asynccontextmanager

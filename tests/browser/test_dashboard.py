@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 
 import pytest
 
@@ -28,6 +29,8 @@ PATHS = (
     "/guide",
     "/guide/settings",
     "/guide/errors",
+    "/guide/providers",
+    "/guide/deploy",
     "/docs",
 )
 
@@ -42,6 +45,13 @@ async def pay(home):
     """A job with a known cost that has come home."""
     (job,) = await home.submit("hoox", model="nano-banana", media="image", metadata={"team": "red"})
     return await home.final(job["id"])
+
+
+async def lose(home):
+    """The id of a job that waits for a person."""
+    home.sim.simulator.plan("elkapi", Scenario(seconds=600, faults=frozenset({Fault.SUBMIT_LOST})))
+    (job,) = await home.submit("elkapi")
+    return job["id"]
 
 
 async def test_signing_in_leads_back_and_signing_out_ends_it(browser, sim, tmp_path):
@@ -104,6 +114,19 @@ async def test_a_dead_delivery_is_found_and_replayed(browser, sim, tmp_path):
         assert await tab.page.get_by_text("the certificate of the shop has expired").count()
         (tmp_path / "mended").touch()
         await tab.page.get_by_role("button", name="Replay job.succeeded to shop").click()
+        await tab.page.get_by_role("status").get_by_text("1 delivery is on the way again").wait_for()
+        await tab.go("/")
+        await tab.page.get_by_text("Nothing: every job is home").wait_for()
+        assert tab.complaints == []
+
+
+async def test_one_press_on_the_overview_replays_what_is_dead(browser, sim, tmp_path):
+    async with open_site(sim, tmp_path, more=broken(tmp_path, "browser_pressed")) as home, open_tab(browser, home) as tab:
+        (job,) = await home.submit("elkapi")
+        await home.final(job["id"])
+        await tab.sign_in("/")
+        (tmp_path / "mended").touch()
+        await tab.page.get_by_role("button", name="Replay 1").click()
         await tab.page.get_by_role("status").get_by_text("1 delivery is on the way again").wait_for()
         await tab.go("/")
         await tab.page.get_by_text("Nothing: every job is home").wait_for()
@@ -201,11 +224,17 @@ async def test_every_page_fits_a_phone(browser, sim, tmp_path, scheme):
         (job,) = await home.submit("elkapi", metadata={"a-long-key-of-metadata": "x" * 200})
         await home.final(job["id"])
         await pay(home)
+        lost = await lose(home)
+        await tab.go("/sign-in")
+        assert (await tab.fits(), await tab.too_small()) == (True, [])
         await tab.sign_in("/")
-        for path in (*PATHS, f"/jobs/{job['id']}", "/deliveries?state=done", "/costs?key=a-long-key-of-metadata"):
+        for path in (*PATHS, f"/jobs/{job['id']}", f"/jobs/{lost}", "/deliveries?state=done", "/costs?key=a-long-key-of-metadata"):
             await tab.go(path)
-            assert await tab.fits(), path
+            await tab.open_all()
+            assert (await tab.fits(), await tab.too_small()) == (True, []), path
         assert tab.complaints == []
+        await tab.go("/nowhere")
+        assert (await tab.fits(), await tab.too_small()) == (True, [])
 
 
 async def test_pages_can_be_read_and_used_without_javascript(browser, sim, tmp_path):
@@ -230,25 +259,35 @@ async def test_a_keyboard_reaches_the_content_first(browser, sim, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"viewport": PHONE}], ids=["light", "dark", "phone"]
+    "options",
+    [
+        pytest.param({"color_scheme": "light"}, id="light"),
+        pytest.param({"viewport": PHONE, "color_scheme": "dark"}, id="dark phone"),
+        pytest.param({"color_scheme": "dark"}, id="dark", marks=pytest.mark.long),
+        pytest.param({"viewport": PHONE}, id="phone", marks=pytest.mark.long),
+    ],
 )
 async def test_axe_finds_nothing_serious(browser, sim, tmp_path, options):
     axe = pytest.importorskip("axe_playwright_python.base").AXE_FILE_PATH.read_text()
-    handler = broken(tmp_path, f"browser_axe_{options.get('color_scheme', 'phone')}")
+    handler = broken(tmp_path, f"browser_axe_{uuid.uuid4().hex}")
     async with open_site(sim, tmp_path, more=handler) as home, open_tab(browser, home, **options) as tab:
         (job,) = await home.submit("elkapi", metadata={"user": "42"})
         await home.final(job["id"])
         await pay(home)
+        lost = await lose(home)
         await tab.sign_in("/")
         found = {}
-        for path in (*PATHS, f"/jobs/{job['id']}", "/deliveries?state=dead", "/deliveries?state=done", "/costs?key=team"):
+        more = (f"/jobs/{job['id']}", f"/jobs/{lost}", "/deliveries?state=dead", "/deliveries?state=done", "/costs?key=team", "/jobs?q=x")
+        for path in (*PATHS, *more, "/nowhere", "/sign-in"):
+            if path == "/nowhere":
+                assert tab.complaints == []
             await tab.go(path)
+            await tab.open_all()
             await tab.page.evaluate(axe)
             violations = await tab.page.evaluate("axe.run(document).then((result) => result.violations)")
             serious = [each for each in violations if each["impact"] in {"serious", "critical"}]
             found |= {(path, each["id"]): [node["html"] for node in each["nodes"][:3]] for each in serious}
         assert found == {}
-        assert tab.complaints == []
 
 
 async def test_who_chooses_a_provider_gets_its_example_and_keeps_what_he_wrote(browser, sim, tmp_path):
