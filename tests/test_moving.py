@@ -60,8 +60,8 @@ async def path(tmp_path):
         db.execute("UPDATE polls SET claimed_by = ?, asked_at = due_at - 1", (DEAD,))
         db.execute("UPDATE deliveries SET state = 'running', stage = NULL, claimed_by = ? WHERE state = 'pending'", (DEAD,))
         db.executemany(
-            "INSERT INTO notices (id, channel, provider, at, headers, body, outcome, repeats, tries)"
-            " VALUES (?, 'callback', 'elkapi', 1, '{}', x'00', 'orphan', 0, 0)",
+            "INSERT INTO notices (id, channel, provider, at, headers, outcome, repeats, tries)"
+            " VALUES (?, 'callback', 'elkapi', 1, '{}', 'orphan', 0, 0)",
             [(make_id("ntc"),) for _ in range(4_500)],
         )
         db.commit()

@@ -40,8 +40,8 @@ _parse_place = msgspec.json.Decoder(tuple[int, str]).decode
 
 
 # A notice's row with the size of its body in place of the body, which may be 16 MiB.
-NOTICE_HEADS = ", ".join("length(body) AS body" if field == "body" else field for field in NOTICES.fields)
-_ID, _BODY = NOTICES.fields.index("id"), NOTICES.fields.index("body")
+NOTICE_HEADS = f"{NOTICES.columns}, coalesce((SELECT length(body) FROM bodies WHERE bodies.arrival = notices.arrival), 0) AS size"
+_ID, _SIZE = NOTICES.fields.index("id"), len(NOTICES.fields)
 
 
 def share_raw(rows: Sequence[Sequence[Any]], most_raw: int) -> dict[str, int]:
@@ -49,25 +49,25 @@ def share_raw(rows: Sequence[Sequence[Any]], most_raw: int) -> dict[str, int]:
     shares: dict[str, int] = {}
     left = most_raw
     for row in rows:
-        if share := min(row[_BODY], left):
+        if share := min(row[_SIZE], left):
             shares[row[_ID]] = share
         left -= share
     return shares
 
 
-def put_raw(row: Sequence[Any], bodies: Mapping[str, bytes]) -> tuple[Sequence[Any], bool]:
-    """The row with what was read of its body, and whether that is less than all of it."""
+def take_raw(row: Sequence[Any], bodies: Mapping[str, bytes]) -> tuple[bytes, bool]:
+    """What was read of its body, and whether that is less than all of it."""
     body = bodies.get(row[_ID], b"")
-    return (*row[:_BODY], body, *row[_BODY + 1 :]), len(body) < row[_BODY]
+    return body, len(body) < row[_SIZE]
 
 
 def make_notice_page(
-    rows: Sequence[Sequence[Any]], limit: int, bodies: Mapping[str, bytes] | None, decode: Callable[[Sequence[Any]], Notice]
+    rows: Sequence[Sequence[Any]], limit: int, bodies: Mapping[str, bytes] | None, decode: Callable[[Sequence[Any], bytes], Notice]
 ) -> Page[Notice]:
     """`rows` as for `make_page`, beginning with NOTICE_HEADS; `bodies` None: they were not asked for."""
-    filled = [put_raw(row, bodies or {}) for row in rows]
-    page = make_page([row for row, _ in filled], limit, decode)
-    truncated = frozenset(row[_ID] for row, is_truncated in filled[:limit] if is_truncated and bodies is not None)
+    raw = {row[_ID]: take_raw(row, bodies or {}) for row in rows[:limit]}
+    page = make_page(rows, limit, lambda row: decode(row, raw[row[_ID]][0]))
+    truncated = frozenset(notice_id for notice_id, (_, is_truncated) in raw.items() if is_truncated and bodies is not None)
     return Page(page.rows, page.cursor, truncated)
 
 
@@ -166,7 +166,7 @@ def select_notices(filter: NoticeFilter, limit: int, cursor: str | None) -> Noti
         return NoticeStatements((f"SELECT {heads} FROM notices{_where(led)} ORDER BY arrival DESC LIMIT ?", [*leading, limit + 1]), None)
     latest = f"FROM notices{_where(led)} ORDER BY arrival DESC LIMIT {LOOKED_AT}"
     page = (
-        f"SELECT {NOTICES.columns}, arrival, id FROM (SELECT {NOTICE_HEADS}, arrival {latest}) AS latest"
+        f"SELECT {NOTICE_HEADS}, arrival, id FROM (SELECT {NOTICES.columns}, arrival {latest}) AS notices"
         f" WHERE {' AND '.join(rest)} ORDER BY arrival DESC LIMIT ?"
     )
     looked_at = f"SELECT count(*), min(arrival) FROM (SELECT arrival {latest}) AS latest"

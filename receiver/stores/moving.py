@@ -19,7 +19,7 @@ from receiver.stores.postgres_moving import Shape, Target, open_target
 from receiver.stores.sqlite_moving import Source, hold
 
 TABLES = (
-    *("submissions", "inputs", "jobs", "job_metadata", "notices", "inboxes", "events", "deliveries", "polls", "calls"),
+    *("submissions", "inputs", "jobs", "job_metadata", "notices", "bodies", "inboxes", "events", "deliveries", "polls", "calls"),
     *("buckets", "breakers", "durations", "counters", "api_keys"),
 )
 LEFT = ("nodes", "leases", "migrations")  # who works with the file, and what it was made by

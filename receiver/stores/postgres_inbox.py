@@ -11,23 +11,37 @@ from receiver.stores.base import NoticeBound, NoticeOutcome
 from receiver.stores.claiming import choose_notices
 from receiver.stores.postgres_access import Access, Tx, each, work
 from receiver.stores.postgres_rows import NOTICE_TABLE
+from receiver.stores.rows import BODY
 
-INSERT_NOTICES = NOTICE_TABLE.insert("ON CONFLICT (id) DO NOTHING")
 CLAIMING = 4711_0002  # the advisory lock under which notices are claimed
 
 _N = NOTICE_TABLE.width
 _KEEP = (
-    f"WITH kept AS MATERIALIZED (SELECT new.*, octet_length(new.body) AS size FROM {NOTICE_TABLE.unnest()}"
-    f" JOIN unnest(${_N + 1}::bigint[], ${_N + 2}::bigint[]) WITH ORDINALITY AS bound (callbacks, bytes, nth) USING (nth)"
+    f"WITH kept AS MATERIALIZED (SELECT new.*, bound.body FROM {NOTICE_TABLE.unnest()}"
+    f" JOIN unnest(${_N + 1}::bytea[], ${_N + 2}::bigint[], ${_N + 3}::bigint[]) WITH ORDINALITY"
+    " AS bound (body, callbacks, bytes, nth) USING (nth)"
     " LEFT JOIN inboxes USING (submission_id)"
     " WHERE submission_id IS NULL"
     " OR (coalesce(inboxes.callbacks, 0) <= bound.callbacks AND coalesce(inboxes.bytes, 0) <= bound.bytes)),"
     f" written AS (INSERT INTO notices ({NOTICE_TABLE.columns}) SELECT {NOTICE_TABLE.columns} FROM kept ORDER BY nth"
-    " ON CONFLICT (id) DO NOTHING),"
+    " ON CONFLICT (id) DO NOTHING RETURNING id, arrival),"
+    " said AS (INSERT INTO bodies (arrival, body) SELECT arrival, body FROM written JOIN kept USING (id) WHERE body <> ''"
+    " ON CONFLICT (arrival) DO NOTHING),"
     " counted AS (INSERT INTO inboxes (submission_id, callbacks, bytes)"
-    " SELECT submission_id, count(*), sum(size) FROM kept WHERE submission_id IS NOT NULL GROUP BY submission_id ORDER BY submission_id"
+    " SELECT submission_id, count(*), sum(octet_length(body)) FROM kept WHERE submission_id IS NOT NULL"
+    " GROUP BY submission_id ORDER BY submission_id"
     " ON CONFLICT (submission_id) DO UPDATE SET callbacks = inboxes.callbacks + excluded.callbacks, bytes = inboxes.bytes + excluded.bytes)"
     " SELECT nth FROM kept"
+)
+
+# New ones with their bodies.
+_INSERT = (
+    f"WITH new AS MATERIALIZED (SELECT new.*, said.body FROM {NOTICE_TABLE.unnest()}"
+    f" JOIN unnest(${_N + 1}::bytea[]) WITH ORDINALITY AS said (body, nth) USING (nth)),"
+    f" written AS (INSERT INTO notices ({NOTICE_TABLE.columns}) SELECT {NOTICE_TABLE.columns} FROM new ORDER BY nth"
+    " ON CONFLICT (id) DO NOTHING RETURNING id, arrival)"
+    " INSERT INTO bodies (arrival, body) SELECT arrival, body FROM written JOIN new USING (id) WHERE body <> ''"
+    " ON CONFLICT (arrival) DO NOTHING"
 )
 
 # A batch in one statement.
@@ -39,6 +53,17 @@ SETTLE_NOTICES = (
     " AS new (outcome, status, job_id, reason, remote_id, id)"
     " WHERE notices.id = new.id AND (notices.outcome IS NULL OR notices.outcome IN ('waiting', 'unreadable'))"
 )
+
+
+async def insert_notices(tx: Tx, notices: Sequence[Notice]) -> None:
+    """In this order, and with their bodies; one that is there already stays as it is."""
+    if notices:
+        await tx.execute(_INSERT, *NOTICE_TABLE.arrays(notices, tx.shift), [notice.body for notice in notices])
+
+
+def decode_notice(row: Sequence[Any], shift: int) -> Notice:
+    """From its columns and its body."""
+    return NOTICE_TABLE.decode(row, shift, body=row[_N] or b"")
 
 
 def outcome_arrays(outcomes: Sequence[NoticeOutcome]) -> list[list[Any]]:
@@ -61,7 +86,8 @@ async def _keep(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound]]) -> list[boo
         callbacks, size = sums[notice.submission_id] = callbacks + 1, size + len(notice.body)
         bounds.append((bound.callbacks - callbacks, bound.bytes - size))  # what may be there already
     notices = NOTICE_TABLE.arrays([notice for notice, _ in asked], tx.shift)
-    kept = {row[0] for row in await tx.change(_KEEP, *notices, *map(list, zip(*bounds, strict=True)))}
+    bodies = [notice.body for notice, _ in asked]
+    kept = {row[0] for row in await tx.change(_KEEP, *notices, bodies, *map(list, zip(*bounds, strict=True)))}
     return [nth in kept for nth in range(1, len(asked) + 1)]
 
 
@@ -85,11 +111,11 @@ async def _claim(tx: Tx, asked: tuple[int, int]) -> list[Notice]:
         return []
     claimed = await tx.change(
         "UPDATE notices SET claimed_by = $1, tries = tries + 1 WHERE arrival = ANY($2::bigint[])"
-        f" RETURNING {NOTICE_TABLE.columns}, arrival",
+        f" RETURNING {NOTICE_TABLE.columns}, {BODY}, arrival",
         tx.node,
         chosen,
     )
-    return [NOTICE_TABLE.decode(row, tx.shift) for row in sorted(claimed, key=lambda row: row[-1])]
+    return [decode_notice(row, tx.shift) for row in sorted(claimed, key=lambda row: row[-1])]
 
 
 _RELEASE = "UPDATE notices SET claimed_by = NULL, tries = tries - 1 WHERE claimed_by = $1 AND outcome IS NULL AND id = ANY($2::text[])"

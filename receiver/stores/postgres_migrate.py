@@ -12,6 +12,7 @@ from receiver.stores.migrate import Migration, find_pending
 
 MIGRATING = 4711_0001  # the advisory lock; it ends with the transaction, so it works through a pooler
 NEEDS = 14
+MIGRATION_SECONDS = 3600.0  # one may write a large table anew
 
 _KEEP_COUNT = "CREATE TABLE migrations (number bigint PRIMARY KEY, name text NOT NULL, checksum text NOT NULL)"
 # Restored elsewhere the transactions count anew: positions go on behind the last one.
@@ -47,7 +48,7 @@ async def migrate_postgres(connection: Any, database: str, migrations: Sequence[
 
 async def _apply(connection: Any, database: str, migration: Migration) -> None:
     try:
-        await connection.execute(migration.sql)
+        await connection.execute(migration.sql, timeout=MIGRATION_SECONDS)
     except (asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError) as error:
         detail = f"{database} holds tables of another program ({error}): give Receiver a database of its own"
         raise ConfigError([Mistake("", "store.url", detail)]) from error

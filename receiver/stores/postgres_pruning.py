@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from receiver.errors import Conflict
 from receiver.stores.postgres_access import Access, Tx, each
@@ -64,7 +64,8 @@ async def _delete_jobs(tx: Tx, job_ids: Sequence[str]) -> None:
             " AND pair.created_at = old.created_at AND pair.job_id = old.job_id",
             *map(list, zip(*pairs, strict=True)),
         )
-    for table in ("notices", "events", "deliveries", "polls"):
+    await _delete_notices(tx, "job_id = ANY($1::text[])", job_ids)
+    for table in ("events", "deliveries", "polls"):
         await tx.execute(f"DELETE FROM {table} WHERE job_id = ANY($1::text[])", job_ids)
     await tx.execute("DELETE FROM jobs WHERE id = ANY($1::text[])", job_ids)
 
@@ -72,9 +73,20 @@ async def _delete_jobs(tx: Tx, job_ids: Sequence[str]) -> None:
 async def _delete_submissions(tx: Tx, submission_ids: Sequence[str]) -> None:
     jobs = await tx.look("SELECT id FROM jobs WHERE submission_id = ANY($1::text[])", submission_ids)
     await _delete_jobs(tx, [row[0] for row in jobs])
-    for table in ("notices", "calls", "inboxes", "inputs"):
+    await _delete_notices(tx, "submission_id = ANY($1::text[]) AND job_id IS NULL", submission_ids)
+    for table in ("calls", "inboxes", "inputs"):
         await tx.execute(f"DELETE FROM {table} WHERE submission_id = ANY($1::text[])", submission_ids)
     await tx.execute("DELETE FROM submissions WHERE id = ANY($1::text[])", submission_ids)
+
+
+async def _delete_notices(tx: Tx, where: str, *values: Any) -> list[str | None]:
+    """With their bodies. The submission of each."""
+    deleted = await tx.change(
+        f"WITH gone AS (DELETE FROM notices WHERE {where} RETURNING arrival, submission_id),"
+        " emptied AS (DELETE FROM bodies WHERE arrival IN (SELECT arrival FROM gone)) SELECT submission_id FROM gone",
+        *values,
+    )
+    return [row[0] for row in deleted]
 
 
 @each("pruning")
@@ -115,11 +127,11 @@ async def _empty_bodies(tx: Tx, old: int, limit: int) -> int:
     if not rows:
         return 0
     jobs = [row[0] for row in rows]
-    await tx.execute("UPDATE notices SET body = '' WHERE job_id = ANY($1::text[]) AND octet_length(body) > 0", jobs)
+    await tx.execute("DELETE FROM bodies WHERE arrival IN (SELECT arrival FROM notices WHERE job_id = ANY($1::text[]))", jobs)
     await tx.execute(
-        "UPDATE notices SET body = '' WHERE submission_id = ANY($1::text[]) AND job_id IS NULL AND outcome IS NOT NULL"
-        " AND octet_length(body) > 0 AND NOT EXISTS ("
-        "SELECT 1 FROM jobs WHERE jobs.submission_id = notices.submission_id AND (NOT is_final OR ended_at >= $2))",
+        "DELETE FROM bodies WHERE arrival IN (SELECT arrival FROM notices WHERE submission_id = ANY($1::text[])"
+        " AND job_id IS NULL AND outcome IS NOT NULL AND NOT EXISTS ("
+        "SELECT 1 FROM jobs WHERE jobs.submission_id = notices.submission_id AND (NOT is_final OR ended_at >= $2)))",
         [row[1] for row in rows],
         old,
     )
@@ -128,26 +140,26 @@ async def _empty_bodies(tx: Tx, old: int, limit: int) -> int:
 
 
 async def _prune_orphans(tx: Tx, old: int, limit: int) -> int:
-    deleted = await tx.change(
-        "DELETE FROM notices WHERE arrival IN ("
-        "SELECT arrival FROM notices WHERE outcome = 'orphan' AND at < $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED)"
-        " RETURNING submission_id",
+    deleted = await _delete_notices(
+        tx,
+        "arrival IN (SELECT arrival FROM notices WHERE outcome = 'orphan' AND at < $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED)",
         old,
         limit,
     )
     if deleted:
         await tx.execute(
             "DELETE FROM inboxes WHERE submission_id = ANY($1::text[])"
-            " AND NOT EXISTS (SELECT 1 FROM notices WHERE submission_id = inboxes.submission_id)",
-            sorted({row[0] for row in deleted if row[0] is not None}),
+            " AND NOT EXISTS (SELECT 1 FROM notices WHERE submission_id = inboxes.submission_id AND job_id IS NULL)",
+            sorted({submission_id for submission_id in deleted if submission_id is not None}),
         )
     return len(deleted)
 
 
 async def _prune_astray(tx: Tx, old: int, limit: int) -> int:
     """Notices and events that belong to no submission or job, and so go with none."""
-    notices = await tx.execute(
-        "DELETE FROM notices WHERE arrival IN (SELECT arrival FROM notices"
+    notices = await _delete_notices(
+        tx,
+        "arrival IN (SELECT arrival FROM notices"
         " WHERE submission_id IS NULL AND job_id IS NULL AND outcome IS NOT NULL AND at < $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED)",
         old,
         limit,
@@ -163,7 +175,7 @@ async def _prune_astray(tx: Tx, old: int, limit: int) -> int:
         ids = [row[0] for row in events]
         await tx.execute("DELETE FROM deliveries WHERE job_id IS NULL AND event_id = ANY($1::text[])", ids)
         await tx.execute("DELETE FROM events WHERE id = ANY($1::text[])", ids)
-    return notices + len(events)
+    return len(notices) + len(events)
 
 
 async def _forget_durations(tx: Tx, limit: int) -> int:

@@ -21,15 +21,16 @@ from receiver.stores.listings import (
     further,
     make_notice_page,
     make_page,
-    put_raw,
     select_deliveries,
     select_jobs,
     select_notices,
     share_raw,
+    take_raw,
 )
 from receiver.stores.postgres_access import Access, Tx
+from receiver.stores.postgres_inbox import decode_notice
 from receiver.stores.postgres_rows import CALL_TABLE, DELIVERY_TABLE, JOB_TABLE, NOTICE_TABLE, Table, numbered
-from receiver.stores.rows import LEARNED_FROM, decode_event
+from receiver.stores.rows import BODY, LEARNED_FROM, decode_event
 
 T = TypeVar("T")
 COSTS = Dialect(amount="(job.cost::json->>'amount')::numeric", unit="job.cost::json->>'unit'", metadata="job.metadata::json->>?::text")
@@ -60,7 +61,11 @@ _LEARNED = (
 )
 
 
-_RAW = "SELECT id, substr(body, 1, size) FROM notices JOIN unnest($1::text[], $2::integer[]) AS share (id, size) USING (id)"
+_RAW = (
+    "SELECT id, substr(body, 1, size) FROM notices JOIN unnest($1::text[], $2::integer[]) AS share (id, size) USING (id)"
+    " JOIN bodies USING (arrival)"
+)
+_NOTICE = f"SELECT {NOTICE_TABLE.columns}, {BODY} FROM notices WHERE id = $1"
 
 
 async def _read_raw(tx: Tx, heads: Sequence[Any], most_raw: int) -> dict[str, bytes]:
@@ -72,7 +77,7 @@ async def _read_raw(tx: Tx, heads: Sequence[Any], most_raw: int) -> dict[str, by
 async def _read_notices(tx: Tx, asked: NoticeStatements, limit: int, most_raw: int) -> Page[Notice]:
     rows = [tuple(row) for row in await tx.look(numbered(asked.page[0]), *asked.page[1])]
     bodies = await _read_raw(tx, rows[:limit], most_raw) if most_raw else None
-    page = make_notice_page(rows, limit, bodies, lambda row: NOTICE_TABLE.decode(row, tx.shift))
+    page = make_notice_page(rows, limit, bodies, lambda row, body: NOTICE_TABLE.decode(row, tx.shift, body=body))
     if asked.looked_at is None:
         return page
     ((count, last),) = await tx.look(numbered(asked.looked_at[0]), *asked.looked_at[1])
@@ -92,8 +97,8 @@ async def _read_timeline(tx: Tx, job_id: str, most_raw: int) -> list[TimelineEnt
     heads = [tuple(row) for row in await tx.look(_TIMELINE_NOTICES, job_id, submission_id)]
     bodies = await _read_raw(tx, heads, most_raw) if most_raw else {}
     for head in heads:
-        row, is_truncated = put_raw(head, bodies)
-        notice = NOTICE_TABLE.decode(row, tx.shift)
+        body, is_truncated = take_raw(head, bodies)
+        notice = NOTICE_TABLE.decode(head, tx.shift, body=body)
         entries.append(TimelineEntry(notice.at, notice, is_truncated and most_raw > 0))
     events = f"SELECT at, envelope, depth FROM events WHERE job_id = $1 ORDER BY position LIMIT {TIMELINE_ROWS}"
     for at, envelope, depth in await tx.look(events, job_id):
@@ -136,8 +141,8 @@ class ReadingPart(Access):
         return await self.read(lambda tx: _read_timeline(tx, job_id, most_raw), is_view=True)
 
     async def read_notice(self, notice_id: str) -> Notice | None:
-        notice: Notice | None = await self._one(NOTICE_TABLE, notice_id)
-        return notice
+        rows = await self._rows(_NOTICE, notice_id)
+        return decode_notice(rows[0], self.clock.shift) if rows else None
 
     async def read_notices(self, filter: NoticeFilter, limit: int, cursor: str | None, most_raw: int = MOST_RAW) -> Page[Notice]:
         asked = select_notices(filter, limit, cursor)

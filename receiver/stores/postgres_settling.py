@@ -11,10 +11,10 @@ from receiver.model import Family, Job, Submission
 from receiver.stores.base import Settlement
 from receiver.stores.merging import Standing, choose_current, merge
 from receiver.stores.postgres_access import Access, Tx, work
-from receiver.stores.postgres_inbox import INSERT_NOTICES, SETTLE_NOTICES, outcome_arrays
+from receiver.stores.postgres_inbox import SETTLE_NOTICES, insert_notices, outcome_arrays
 from receiver.stores.postgres_outbox import insert_deliveries, insert_events
 from receiver.stores.postgres_polls import write_polls
-from receiver.stores.postgres_rows import CALL_TABLE, JOB_TABLE, NOTICE_TABLE
+from receiver.stores.postgres_rows import CALL_TABLE, JOB_TABLE
 from receiver.stores.postgres_submissions import insert_jobs, load_families
 from receiver.stores.rows import JOB_KEEPS, JOBS, decode_outputs, json_text
 
@@ -104,8 +104,7 @@ async def _write_jobs(tx: Tx, jobs: Sequence[Job], known: set[str]) -> None:
 
 async def _write_notices(tx: Tx, settlements: Sequence[Settlement]) -> None:
     notices = _all(settlement.notices for settlement in settlements)
-    if notices:
-        await tx.execute(INSERT_NOTICES, *NOTICE_TABLE.arrays(notices, tx.shift))
+    await insert_notices(tx, notices)
     outcomes = _all(settlement.outcomes for settlement in settlements)
     if outcomes:
         await tx.execute(SETTLE_NOTICES, *outcome_arrays(outcomes))

@@ -113,7 +113,12 @@ JOBS = Rows(
     },
 )
 JOB_KEEPS = ("id", "submission_id", "provider", "metadata", "created_at", "traceparent")  # for ever
-NOTICES = Rows(Notice, {"channel": enum_codec(Channel), "headers": STRINGS, "outcome": enum_codec(Outcome), "status": enum_codec(Status)})
+NOTICES = Rows(
+    Notice,
+    {"channel": enum_codec(Channel), "headers": STRINGS, "outcome": enum_codec(Outcome), "status": enum_codec(Status)},
+    beside=("body",),
+)
+BODY = "(SELECT body FROM bodies WHERE bodies.arrival = notices.arrival)"  # null where it is empty
 DELIVERIES = Rows(Delivery, {"state": enum_codec(DeliveryState)})
 POLLS = Rows(Poll, {"cancel": BOOL})
 CALLS = Rows(Call)

@@ -12,10 +12,12 @@ import msgspec
 from receiver.model import Notice
 from receiver.stores.base import NoticeBound, NoticeOutcome
 from receiver.stores.claiming import choose_notices
-from receiver.stores.rows import AMONG, NOTICES, json_text
+from receiver.stores.rows import AMONG, BODY, NOTICES, json_text
 from receiver.stores.sqlite_access import Access, Insert, Tx, forgettable, one_by_one
 
-INSERT_NOTICES = Insert("notices", NOTICES.columns, "ON CONFLICT (id) DO NOTHING")
+_INSERT_NOTICES = Insert("notices", f"arrival, {NOTICES.columns}", "")
+_INSERT_BODIES = Insert("bodies", "arrival, body", "")
+_LAST_AND_KNOWN = f"SELECT (SELECT ifnull(max(arrival), 0) FROM notices), (SELECT json_group_array(id) FROM notices WHERE id {AMONG})"
 SETTLE_NOTICE = (
     "UPDATE notices SET outcome = ?, status = coalesce(?, status), job_id = coalesce(?, job_id), reason = ?,"
     " remote_id = coalesce(?, remote_id), claimed_by = NULL"
@@ -26,6 +28,22 @@ SETTLE_NOTICE = (
 def outcome_row(outcome: NoticeOutcome) -> tuple[Any, ...]:
     status = None if outcome.status is None else outcome.status.value
     return outcome.outcome.value, status, outcome.job_id, outcome.reason, outcome.remote_id, outcome.id
+
+
+def insert_notices(db: sqlite3.Connection, notices: Sequence[Notice]) -> None:
+    """In this order, and with their bodies; one that is there already stays as it is."""
+    if not notices:
+        return
+    last, found = db.execute(_LAST_AND_KNOWN, (json_text([notice.id for notice in notices]),)).fetchone()
+    known = set(msgspec.json.decode(found))
+    new = list(enumerate({notice.id: notice for notice in notices if notice.id not in known}.values(), last + 1))
+    _INSERT_NOTICES.write(db, [(arrival, *NOTICES.encode(notice)) for arrival, notice in new])
+    _INSERT_BODIES.write(db, [(arrival, notice.body) for arrival, notice in new if notice.body])
+
+
+def decode_notice(row: Sequence[Any]) -> Notice:
+    """From its columns and its body."""
+    return NOTICES.decode(row, body=row[len(NOTICES.fields)] or b"")
 
 
 def keep_notices(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound]]) -> list[bool]:
@@ -41,9 +59,9 @@ def keep_notices(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound]]) -> list[bo
                 kept[notice.submission_id] = callbacks, size
                 changed.add(notice.submission_id)
         if has_room:
-            keep.append(NOTICES.encode(notice))
+            keep.append(notice)
         answers.append(has_room)
-    INSERT_NOTICES.write(tx.db, keep)
+    insert_notices(tx.db, keep)
     tx.db.execute(
         "INSERT OR REPLACE INTO inboxes (submission_id, callbacks, bytes)"
         " SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?)",
@@ -72,14 +90,15 @@ def _claim(tx: Tx, asked: tuple[int, int]) -> list[Notice]:
     ).fetchall()
     if not found:
         return []
-    worn_out, chosen = map(json_text, choose_notices(found, max_tries))
-    reason = f"its settling was begun {max_tries} times and never finished"
-    tx.db.execute(f"UPDATE notices SET outcome = 'unreadable', reason = ? WHERE arrival {AMONG}", (reason, worn_out))
+    worn_out, chosen = choose_notices(found, max_tries)
+    if worn_out:
+        reason = f"its settling was begun {max_tries} times and never finished"
+        tx.db.execute(f"UPDATE notices SET outcome = 'unreadable', reason = ? WHERE arrival {AMONG}", (reason, json_text(worn_out)))
     claimed = tx.db.execute(
-        f"UPDATE notices SET claimed_by = ?, tries = tries + 1 WHERE arrival {AMONG} RETURNING {NOTICES.columns}, arrival",
-        (tx.node, chosen),
+        f"UPDATE notices SET claimed_by = ?, tries = tries + 1 WHERE arrival {AMONG} RETURNING {NOTICES.columns}, {BODY}, arrival",
+        (tx.node, json_text(chosen)),
     ).fetchall()
-    return [NOTICES.decode(row) for row in sorted(claimed, key=lambda row: row[-1])]
+    return [decode_notice(row) for row in sorted(claimed, key=lambda row: row[-1])]
 
 
 @one_by_one

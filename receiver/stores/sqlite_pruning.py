@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from receiver.errors import Conflict
 from receiver.model import to_micros
@@ -43,7 +43,8 @@ def delete_jobs(db: sqlite3.Connection, job_ids: Sequence[str]) -> None:
         f" (SELECT pair.key, pair.value, jobs.created_at, jobs.id FROM jobs, json_each(jobs.metadata) AS pair WHERE jobs.id {AMONG})",
         (ids,),
     )
-    for table in ("notices", "events", "deliveries", "polls"):
+    _delete_notices(db, f"job_id {AMONG}", (ids,))
+    for table in ("events", "deliveries", "polls"):
         db.execute(f"DELETE FROM {table} WHERE job_id {AMONG}", (ids,))
     db.execute(f"DELETE FROM jobs WHERE id {AMONG}", (ids,))
 
@@ -51,9 +52,17 @@ def delete_jobs(db: sqlite3.Connection, job_ids: Sequence[str]) -> None:
 def delete_submissions(db: sqlite3.Connection, submission_ids: Sequence[str]) -> None:
     ids = json_text(submission_ids)
     delete_jobs(db, [row_id for (row_id,) in db.execute(f"SELECT id FROM jobs WHERE submission_id {AMONG}", (ids,))])
-    for table in ("notices", "calls", "inboxes", "inputs"):
+    _delete_notices(db, f"submission_id {AMONG} AND job_id IS NULL", (ids,))
+    for table in ("calls", "inboxes", "inputs"):
         db.execute(f"DELETE FROM {table} WHERE submission_id {AMONG}", (ids,))
     db.execute(f"DELETE FROM submissions WHERE id {AMONG}", (ids,))
+
+
+def _delete_notices(db: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> list[str | None]:
+    """With their bodies. The submission of each."""
+    deleted = db.execute(f"DELETE FROM notices WHERE {where} RETURNING arrival, submission_id", values).fetchall()
+    db.execute(f"DELETE FROM bodies WHERE arrival {AMONG}", (json_text([arrival for arrival, _ in deleted]),))
+    return [submission_id for _, submission_id in deleted]
 
 
 class _Old(NamedTuple):
@@ -103,11 +112,11 @@ def _empty_bodies(db: sqlite3.Connection, old: int, limit: int) -> int:
     if not rows:
         return 0
     jobs = json_text([job_id for job_id, _ in rows])
-    db.execute(f"UPDATE notices SET body = x'' WHERE job_id {AMONG} AND length(body) > 0", (jobs,))
+    db.execute(f"DELETE FROM bodies WHERE arrival IN (SELECT arrival FROM notices WHERE job_id {AMONG})", (jobs,))
     db.execute(
-        f"UPDATE notices SET body = x'' WHERE submission_id {AMONG} AND job_id IS NULL AND outcome IS NOT NULL"
-        " AND length(body) > 0 AND NOT EXISTS ("
-        "SELECT 1 FROM jobs WHERE jobs.submission_id = notices.submission_id AND (is_final = 0 OR ended_at >= ?))",
+        f"DELETE FROM bodies WHERE arrival IN (SELECT arrival FROM notices WHERE submission_id {AMONG}"
+        " AND job_id IS NULL AND outcome IS NOT NULL AND NOT EXISTS ("
+        "SELECT 1 FROM jobs WHERE jobs.submission_id = notices.submission_id AND (is_final = 0 OR ended_at >= ?)))",
         (json_text([submission_id for _, submission_id in rows]), old),
     )
     db.execute(f"UPDATE jobs SET has_raw = 0 WHERE id {AMONG}", (jobs,))
@@ -115,26 +124,25 @@ def _empty_bodies(db: sqlite3.Connection, old: int, limit: int) -> int:
 
 
 def _prune_orphans(db: sqlite3.Connection, old: int, limit: int) -> int:
-    deleted = db.execute(
-        "DELETE FROM notices WHERE arrival IN (SELECT arrival FROM notices WHERE outcome = 'orphan' AND at < ? ORDER BY at LIMIT ?)"
-        " RETURNING submission_id",
-        (old, limit),
-    ).fetchall()
+    deleted = _delete_notices(
+        db, "arrival IN (SELECT arrival FROM notices WHERE outcome = 'orphan' AND at < ? ORDER BY at LIMIT ?)", (old, limit)
+    )
     db.execute(
         f"DELETE FROM inboxes WHERE submission_id {AMONG}"
-        " AND NOT EXISTS (SELECT 1 FROM notices WHERE submission_id = inboxes.submission_id)",
-        (json_text([row_id for (row_id,) in deleted if id is not None]),),
+        " AND NOT EXISTS (SELECT 1 FROM notices WHERE submission_id = inboxes.submission_id AND job_id IS NULL)",
+        (json_text([submission_id for submission_id in deleted if submission_id is not None]),),
     )
     return len(deleted)
 
 
 def _prune_astray(db: sqlite3.Connection, old: int, limit: int) -> int:
     """Notices and events that belong to no submission or job, and so go with none."""
-    notices = db.execute(
-        "DELETE FROM notices WHERE arrival IN (SELECT arrival FROM notices"
+    notices = _delete_notices(
+        db,
+        "arrival IN (SELECT arrival FROM notices"
         " WHERE submission_id IS NULL AND job_id IS NULL AND outcome IS NOT NULL AND at < ? ORDER BY at LIMIT ?)",
         (old, limit),
-    ).rowcount
+    )
     events = db.execute(
         "SELECT id FROM events AS event WHERE job_id IS NULL AND at < ? AND NOT EXISTS ("
         "SELECT 1 FROM deliveries WHERE event_id = event.id AND job_id IS NULL AND (state IN ('pending', 'running', 'retrying')"
@@ -144,7 +152,7 @@ def _prune_astray(db: sqlite3.Connection, old: int, limit: int) -> int:
     ids = json_text([row_id for (row_id,) in events])
     db.execute(f"DELETE FROM deliveries WHERE job_id IS NULL AND event_id {AMONG}", (ids,))
     db.execute(f"DELETE FROM events WHERE id {AMONG}", (ids,))
-    return notices + len(events)
+    return len(notices) + len(events)
 
 
 class PruningPart(Access):

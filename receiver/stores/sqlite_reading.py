@@ -22,14 +22,15 @@ from receiver.stores.listings import (
     further,
     make_notice_page,
     make_page,
-    put_raw,
     select_deliveries,
     select_jobs,
     select_notices,
     share_raw,
+    take_raw,
 )
-from receiver.stores.rows import CALLS, DELIVERIES, JOBS, NOTICES, decode_event, decode_learned, json_text
+from receiver.stores.rows import BODY, CALLS, DELIVERIES, JOBS, NOTICES, decode_event, decode_learned, json_text
 from receiver.stores.sqlite_access import Access
+from receiver.stores.sqlite_inbox import decode_notice
 
 T = TypeVar("T")
 COSTS = Dialect(
@@ -44,7 +45,8 @@ def _read_raw(db: sqlite3.Connection, rows: Sequence[Sequence[Any]], most_raw: i
     wanted = json_text(share_raw(rows, most_raw))
     return dict(
         db.execute(
-            "SELECT notices.id, substr(body, 1, share.value) FROM json_each(?) AS share CROSS JOIN notices ON notices.id = share.key",
+            "SELECT notices.id, substr(body, 1, share.value) FROM json_each(?) AS share CROSS JOIN notices ON notices.id = share.key"
+            " CROSS JOIN bodies ON bodies.arrival = notices.arrival",
             (wanted,),
         ).fetchall()
     )
@@ -53,7 +55,7 @@ def _read_raw(db: sqlite3.Connection, rows: Sequence[Sequence[Any]], most_raw: i
 def _read_notices(db: sqlite3.Connection, asked: NoticeStatements, limit: int, most_raw: int) -> Page[Notice]:
     rows = db.execute(*asked.page).fetchall()
     bodies = _read_raw(db, rows[:limit], most_raw) if most_raw else None
-    page = make_notice_page(rows, limit, bodies, NOTICES.decode)
+    page = make_notice_page(rows, limit, bodies, lambda row, body: NOTICES.decode(row, body=body))
     return page if asked.looked_at is None else further(page, db.execute(*asked.looked_at).fetchone())
 
 
@@ -73,8 +75,8 @@ def _read_timeline(db: sqlite3.Connection, job_id: str, most_raw: int) -> list[T
     ).fetchall()
     bodies = _read_raw(db, heads, most_raw) if most_raw else {}
     for head in heads:
-        row, is_truncated = put_raw(head, bodies)
-        notice = NOTICES.decode(row)
+        body, is_truncated = take_raw(head, bodies)
+        notice = NOTICES.decode(head, body=body)
         entries.append(TimelineEntry(notice.at, notice, is_truncated and most_raw > 0))
     for at, envelope, depth in db.execute(
         "SELECT at, envelope, depth FROM events WHERE job_id = ? ORDER BY position LIMIT ?", (job_id, TIMELINE_ROWS)
@@ -109,7 +111,8 @@ class ReadingPart(Access):
         return await self.read(lambda db: _read_timeline(db, job_id, most_raw))
 
     async def read_notice(self, notice_id: str) -> Notice | None:
-        return await self.read(lambda db: _one(db, f"SELECT {NOTICES.columns} FROM notices WHERE id = ?", notice_id, NOTICES.decode))
+        statement = f"SELECT {NOTICES.columns}, {BODY} FROM notices WHERE id = ?"
+        return await self.read(lambda db: _one(db, statement, notice_id, decode_notice))
 
     async def read_notices(self, filter: NoticeFilter, limit: int, cursor: str | None, most_raw: int = MOST_RAW) -> Page[Notice]:
         asked = select_notices(filter, limit, cursor)

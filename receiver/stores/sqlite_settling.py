@@ -15,7 +15,6 @@ from receiver.stores.rows import (
     CALLS,
     JOB_KEEPS,
     JOBS,
-    NOTICES,
     add_duration,
     decode_learned,
     decode_outputs,
@@ -24,7 +23,7 @@ from receiver.stores.rows import (
 )
 from receiver.stores.sqlite_access import Access, Insert, Tx
 from receiver.stores.sqlite_deliveries import INSERT_EVENTS, insert_deliveries
-from receiver.stores.sqlite_inbox import INSERT_NOTICES, SETTLE_NOTICE, outcome_row
+from receiver.stores.sqlite_inbox import SETTLE_NOTICE, insert_notices, outcome_row
 from receiver.stores.sqlite_polls import write_polls
 from receiver.stores.sqlite_submissions import insert_jobs, load_families
 
@@ -67,7 +66,7 @@ def _write(tx: Tx, settlements: list[Settlement]) -> None:
     db.execute(_WRITE_SUBMISSIONS, (tx.node, json_text([_submission_row(settlement.submission) for settlement in settlements])))
     _resize(db, [settlement.submission for settlement in settlements if settlement.is_resized])
     _write_jobs(db, [job for settlement in settlements for job in settlement.jobs])
-    INSERT_NOTICES.write(db, [NOTICES.encode(notice) for settlement in settlements for notice in settlement.notices])
+    insert_notices(db, [notice for settlement in settlements for notice in settlement.notices])
     outcomes = [outcome for settlement in settlements for outcome in settlement.outcomes]
     db.executemany(SETTLE_NOTICE, map(outcome_row, outcomes))
     confirmations = [confirmation for settlement in settlements for confirmation in settlement.confirmations]

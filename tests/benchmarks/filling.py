@@ -60,9 +60,9 @@ _CALLED_BACK = {
     "notices": {
         "id": "{notice}", "channel": "'callback'", "provider": PROVIDER, "at": f"{TIME} + 60000000", "submission_id": "{sub}",
         "job_id": "{job}",
-        "headers": "'{{}}'", "body": f"CASE WHEN {TIME} > {{raw_after}} THEN {{body}} ELSE {{nothing}} END", "outcome": "'applied'",
-        "status": ENDED, "repeats": "0", "tries": "1",
+        "headers": "'{{}}'", "outcome": "'applied'", "status": ENDED, "repeats": "0", "tries": "1",
     },
+    "bodies": {"arrival": "(SELECT arrival FROM notices WHERE id = {notice})", "body": "{body}"},
     "inboxes": {"submission_id": "{sub}", "callbacks": "1", "bytes": "60"},
     "events": {
         "id": "{event}", "job_id": "{job}", "at": f"{TIME} + 60000000", "depth": "0",
@@ -126,13 +126,14 @@ class Filling(msgspec.Struct, frozen=True):
                 if table == "events" and "position" in dialect:
                     columns["position"] = "n"
                 values = ", ".join(value.format(**words) for value in columns.values())
-                yield f"INSERT INTO {table} ({', '.join(columns)}) SELECT {values} FROM {source(begin, end)}"
+                where = f" WHERE {TIME} > {{raw_after}}".format(**words) if table == "bodies" else ""
+                yield f"INSERT INTO {table} ({', '.join(columns)}) SELECT {values} FROM {source(begin, end)}{where}"
 
 
-SQLITE = {"hex": "printf('%031x', n)", "yes": "1", "no": "0", "body": "x'7b22737461747573223a22636f6d706c65746564227d'", "nothing": "x''"}
+SQLITE = {"hex": "printf('%031x', n)", "yes": "1", "no": "0", "body": "x'7b22737461747573223a22636f6d706c65746564227d'"}
 POSTGRES = {
     "hex": "lpad(to_hex(n), 31, '0')", "yes": "true", "no": "false", "body": "'{{\"status\":\"completed\"}}'::bytea",
-    "nothing": "''::bytea", "position": "n",
+    "position": "n",
 }  # fmt: skip
 
 
