@@ -288,7 +288,7 @@ class House:
         for loop in self._loops.values():
             loop.stop()
         await self._streams.close()
-        await asyncio.gather(*(crew.finish(GRACE) for crew in (self._submitter.crew, self._poller.crew, self._dispatcher.crew)))
+        await asyncio.gather(*(work.finish(GRACE) for work in (self._submitter.crew, self._poller.crew, self._dispatcher)))
         await asyncio.wait(tasks, timeout=1)
         await end(*tasks)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,8 +17,9 @@ from receiver.backoff import retry_at
 from receiver.clock import Clock
 from receiver.config import HandlerConfig
 from receiver.counters import Counters
-from receiver.crew import Crew, until_stored
-from receiver.errors import PermanentError, RetryLater
+from receiver.crew import until_stored
+from receiver.ending import end
+from receiver.errors import PermanentError, RetryLater, Unavailable
 from receiver.handling import Handler
 from receiver.herald import Herald, is_own
 from receiver.ids import derive_id
@@ -26,34 +27,27 @@ from receiver.masking import Masker
 from receiver.model import Delivery, DeliveryState, Event, to_rfc3339
 from receiver.outputs import Outputs, OutputStream
 from receiver.routing import ABOUT_OURSELVES, make_deliveries
+from receiver.runs import Run, Runs
 from receiver.services import HandlerHealth
 from receiver.stores.base import Store
-from receiver.tracing import OFF, Span, Tracing, begin_event
+from receiver.tracing import NOTHING, OFF, Span, Tracing, begin_event
 from receiver.tracing import current as current_span
 
 MAX_DEPTH = 5
 MAX_EMITTED_BYTES = 256 * 1024
 MAX_ERROR = 1_000
-GRACE = timedelta(seconds=1)  # for a cancelled handler to clean up, before it is left behind
+MOST_UNWRITTEN = 1_000  # runs whose end the store does not take
 RESERVED = frozenset({"job.submitted", "job.processing", "job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.unconfirmed"})
 log = structlog.get_logger("receiver.dispatcher")
 
 
-@dataclass(frozen=True)
-class Running:
-    """A handler at work on one delivery; what its Context needs to know."""
-
-    delivery: Delivery
-    event: Event
-    handler: str
+current: ContextVar[Run | None] = ContextVar("current", default=None)
 
 
-current: ContextVar[Running | None] = ContextVar("current", default=None)
-
-
-async def _handle(handler: Handler, running: Running) -> None:
-    current.set(running)  # in the handler's own task: emit() finds it there
-    await handler.handle(running.event)
+async def _handle(handler: Handler, run: Run) -> None:
+    current.set(run)  # in the handler's own task: emit() finds it there
+    run.span.carry()
+    await handler.handle(run.event)
 
 
 class Dispatcher:
@@ -76,24 +70,40 @@ class Dispatcher:
         self._configs = {config.name: config for config in configs}
         self._handlers: Mapping[str, Handler] = {}
         self.health = {config.name: HandlerHealth() for config in configs}
-        self.crew = Crew("handler", lambda name: self._configs[name].concurrency, wake)
+        self._runs = {config.name: Runs(config.name, config.concurrency, config.timeout, self._ended) for config in configs}
+        self._wake = wake
+        self._is_short = False  # of room: there may be more to claim
+        self._is_stopping = False
+        self._unwritten: list[Run] = []
+        self._writer: asyncio.Task[None] | None = None
 
     def use(self, handlers: Mapping[str, Handler]) -> None:
         """The handlers by name, started."""
         self._handlers = handlers
 
     async def run_pass(self, now: datetime) -> bool:
-        room = {name: self.crew.room(name) for name in self._handlers}
-        room = {name: count for name, count in room.items() if count}
-        if not room:
+        room = {name: self._runs[name].room for name in self._handlers}
+        room = {name: count for name, count in room.items() if count > 0}
+        self._is_short = len(room) < len(self._handlers) or len(self._unwritten) > MOST_UNWRITTEN
+        if not room or len(self._unwritten) > MOST_UNWRITTEN:
             return False
         claimed = await self._store.claim_deliveries(now, room)
+        if self._is_stopping:
+            await self._store.release_deliveries([delivery.id for delivery, _ in claimed])
+            return False
         for delivery, event in claimed:
-            self.crew.start(delivery.handler, self._deliver(delivery, event))
-        return bool(claimed)
+            self._begin(delivery, event)
+        taken = Counter(delivery.handler for delivery, _ in claimed)
+        self._is_short |= any(taken[name] == count for name, count in room.items())
+        return False  # what else is due waits for the end of a run, which wakes us
 
-    async def _deliver(self, delivery: Delivery, event: Event) -> None:
-        with self._tracing.begin(
+    def _begin(self, delivery: Delivery, event: Event) -> None:
+        run = Run(delivery, event, self._begin_span(delivery, event) if self._tracing.is_on else NOTHING)
+        self.health[delivery.handler].running += 1
+        self._runs[delivery.handler].start(run, _handle(self._handlers[delivery.handler], run))
+
+    def _begin_span(self, delivery: Delivery, event: Event) -> Span:
+        return self._tracing.begin(
             f"deliver {delivery.handler}",
             event.traceparent,
             kind="consumer",
@@ -103,49 +113,45 @@ class Dispatcher:
             event_type=event.type,
             job_id=delivery.job_id,
             attempt=delivery.attempts,
-        ) as span:
-            await self._deliver_now(delivery, event, span)
+        )
 
-    async def _deliver_now(self, delivery: Delivery, event: Event, span: Span) -> None:
-        config, health = self._configs[delivery.handler], self.health[delivery.handler]
-        health.running += 1
-        try:
-            error = await self._run(config, Running(delivery, event, config.name))
-        except asyncio.CancelledError:  # our own stop cut it off: no attempt of the handler's
-            await asyncio.shield(self._store.release_deliveries([delivery.id]))
-            raise
-        finally:
-            health.running -= 1
+    def _ended(self, run: Run) -> None:
+        self.health[run.delivery.handler].running -= 1
+        self._unwritten.append(run)
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_ends(), name="delivery-writer")
+        if self._is_short:
+            self._wake()
+
+    async def _write_ends(self) -> None:
+        """Whatever ended while others were written is written next, together."""
+        while self._unwritten:
+            runs, self._unwritten = self._unwritten, []
+            await self._write(runs)
+        if self._is_short:
+            self._wake()
+
+    async def _write(self, runs: Sequence[Run]) -> None:
         now = self._clock.now()
-        after = outcome_of(delivery, config, error, now, self._masker)
-        span.note(state=after.state)
-        if error is not None:
-            span.fail(type(error).__name__)
-        is_written = await until_stored(lambda: self._store.finish_delivery(after), self._clock)
-        self._note(after, health, now)
-        if is_written and after.state is DeliveryState.DEAD and not is_own(after.event_type):
-            await self._herald.tell("dead_letter", {"delivery": after.public()}, now)
-
-    async def _run(self, config: HandlerConfig, running: Running) -> BaseException | None:
-        """What the handler raised, None when it was done. One that ignores its cancellation is left behind."""
-        task = asyncio.create_task(_handle(self._handlers[config.name], running), name=f"handler {config.name}")
+        ends = [outcome_of(run.delivery, self._configs[run.delivery.handler], run.error, now, self._masker) for run in runs]
         try:
-            await asyncio.wait({task}, timeout=config.timeout.total_seconds())
-        except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait({task}, timeout=GRACE.total_seconds())
-            raise
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task}, timeout=GRACE.total_seconds())
-            return TimeoutError(f"the handler did not end within {config.timeout.total_seconds():g} s")
-        if task.cancelled():
-            return RuntimeError("the handler cancelled itself")
-        return task.exception()
+            written = await until_stored(lambda: self._store.finish_deliveries(ends), self._clock)
+        except Exception as error:  # one that cannot be written must not harm the others
+            log.error("deliveries.unwritten", deliveries=len(runs), error=f"{type(error).__name__}: {error}", exc_info=True)
+            for run in runs if len(runs) > 1 else ():
+                await self._write([run])
+            return
+        for run, after in zip(runs, ends, strict=True):
+            with run.span as span:
+                span.note(state=after.state)
+                if run.error is not None:
+                    span.fail(type(run.error).__name__)
+                self._note(after, now)
+        await self._tell_of_dead([after for after, is_written in zip(ends, written, strict=True) if is_written], now)
 
-    def _note(self, delivery: Delivery, health: HandlerHealth, now: datetime) -> None:
-        scope = f"handler:{delivery.handler}"
-        self._counters.add(scope, f"deliveries_{delivery.state}")
+    def _note(self, delivery: Delivery, now: datetime) -> None:
+        health = self.health[delivery.handler]
+        self._counters.add(f"handler:{delivery.handler}", f"deliveries_{delivery.state}")
         fields = {
             "delivery": delivery.id,
             "handler": delivery.handler,
@@ -160,6 +166,38 @@ class Dispatcher:
         health.last_error, health.last_error_at = delivery.last_error, now
         log.warning(f"delivery.{delivery.state}", error=delivery.last_error, **fields)
 
+    async def _tell_of_dead(self, ends: Sequence[Delivery], now: datetime) -> None:
+        dead = [delivery for delivery in ends if delivery.state is DeliveryState.DEAD and not is_own(delivery.event_type)]
+        tellings = (self._herald.tell("dead_letter", {"delivery": delivery.public()}, now) for delivery in dead)
+        for outcome in await asyncio.gather(*tellings, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                log.error("dead_letter.untold", error=f"{type(outcome).__name__}: {outcome}", exc_info=outcome)
+
+    # The end
+
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """What is under way: handlers at work, and the writing of what came of them."""
+        running = [task for runs in self._runs.values() for task in runs.tasks]
+        return running if self._writer is None or self._writer.done() else [*running, self._writer]
+
+    async def finish(self, grace: timedelta) -> None:
+        """Let running handlers end, for so long; then cut them off, and give back what they were at: it was no attempt of theirs."""
+        self._is_stopping = True
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + grace.total_seconds()
+        while (tasks := self.tasks) and (left := ends_at - loop.time()) > 0:
+            await asyncio.wait(tasks, timeout=left)
+        cut = [run for runs in await asyncio.gather(*(runs.cut_off() for runs in self._runs.values())) for run in runs]
+        for run in cut:
+            run.span.fail("CancelledError")
+            run.span.end()
+        if cut:
+            with suppress(Unavailable):  # whoever finds that we are gone gives them back
+                await self._store.release_deliveries([run.delivery.id for run in cut])
+        if self._writer is not None:
+            await end(self._writer)
+
     # What a handler's Context can do
 
     async def emit(self, type: str, job_id: str, data: Mapping[str, Any]) -> None:
@@ -167,28 +205,28 @@ class Dispatcher:
 
         ValueError: a reserved type, or data that is no JSON or over 256 KiB.
         """
-        running = current.get()
-        if running is None:
+        run = current.get()
+        if run is None:
             raise RuntimeError("emit works only inside of handle()")
         encoded = check_emitted(type, data)
-        if running.event.depth >= MAX_DEPTH:
-            log.warning("emit.too_deep", handler=running.handler, type=type, job=job_id)
+        if run.event.depth >= MAX_DEPTH:
+            log.warning("emit.too_deep", handler=run.delivery.handler, type=type, job=job_id)
             return
         job = await self._store.read_job(job_id)
         if job is None:
             raise ValueError(f"there is no job {job_id}")
         now = self._clock.now()
         event = Event(
-            id=derive_id("evt", running.delivery.event_id, running.handler, type, job_id, encoded.decode()),
+            id=derive_id("evt", run.delivery.event_id, run.delivery.handler, type, job_id, encoded.decode()),
             type=type,
             source=f"/providers/{job.provider}",
             subject=job.id,
             time=to_rfc3339(now) or "",
             sequence="0",
             data={**msgspec.json.decode(encoded), "job": job.public(), "late": False},
-            depth=running.event.depth + 1,
+            depth=run.event.depth + 1,
         )
-        others = [config for config in self._configs.values() if config.name != running.handler]
+        others = [config for config in self._configs.values() if config.name != run.delivery.handler]
         told = begin_event(self._tracing, event, current_span.get())
         event = msgspec.structs.replace(event, traceparent=told.traceparent)
         if await self._store.emit(event, make_deliveries(event, others, now)):

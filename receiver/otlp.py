@@ -104,6 +104,10 @@ class OtlpSpan(Span):
         self.traceparent = write(span.get_span_context())
         self._tokens: tuple[Token[Span], Token[contexts.Context]] | None = None
 
+    def carry(self) -> None:
+        current.set(self)
+        contexts.attach(trace.set_span_in_context(self._span))
+
     def note(self, **attributes: Attribute) -> None:
         self._span.set_attributes(name_all(attributes))
 

@@ -34,6 +34,9 @@ class Span:
 
     traceparent: str | None = None
 
+    def carry(self) -> None:
+        """Make it the current one for the rest of the task that calls; somebody else ends it."""
+
     def note(self, **attributes: Attribute) -> None:
         """Say more about the work; None says nothing."""
 

@@ -149,8 +149,8 @@ class Stage:
     async def _settle_down(self) -> None:
         """Until no work runs beside the passes, and the stream's events are taken."""
         house = self._house
-        crews = (house._submitter.crew, house._poller.crew, house._dispatcher.crew)
-        while running := [task for crew in crews for task in crew._tasks]:
+        crews = house._submitter.crew, house._poller.crew
+        while running := [*(task for crew in crews for task in crew._tasks), *house._dispatcher.tasks]:
             await asyncio.wait(running)
         while not self.is_dead and (self._opens_stream() or self.client.unheard):
             await asyncio.sleep(0.001)

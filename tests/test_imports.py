@@ -15,6 +15,7 @@ PASSES = DECIDES | {
     "settling",
     "limiter",
     "crew",
+    "runs",
     "counters",
     "handling",
     "net",

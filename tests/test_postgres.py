@@ -228,7 +228,7 @@ class TestNodes:
             assert [family.submission.id for family in await b.claim_lost_submissions(9)] == [sent.submission.id]
             assert [notice.tries for notice in await b.claim_notices(9)] == [2]
             assert await b.take_lease("stream:oxen", NOW, DAY)
-            assert not await a.finish_delivery(replace(delivery, state=DeliveryState.DONE))
+            assert await a.finish_deliveries([replace(delivery, state=DeliveryState.DONE)]) == [False]
             assert not await a.mark_sent(waiting.submission.id, NOW)
             ((again, _),) = await b.claim_deliveries(NOW, {"archive": 1})
             assert again.attempts == 2
@@ -380,7 +380,7 @@ class TestRaces:
             async with self.holding(raw, "SELECT id FROM jobs WHERE id = $1", family.jobs[0].id):
                 work = {
                     "settle": lambda: put_event(b, family, 2, "job.stored"),
-                    "finish": lambda: a.finish_delivery(replace(running, state=DeliveryState.DONE)),
+                    "finish": lambda: a.finish_deliveries([replace(running, state=DeliveryState.DONE)]),
                 }
                 waiting = [asyncio.create_task(work.pop(first)())]
                 await self.blocked(raw, 1)

@@ -173,7 +173,7 @@ class TestNodes:
             assert [family.submission.id for family in await b.claim_submissions(NOW, 9, ["elkapi"])] == [waiting.submission.id]
             assert [family.submission.id for family in await b.claim_lost_submissions(9)] == [sent.submission.id]
             assert await b.take_lease("stream:oxen", NOW, DAY)
-            assert not await a.finish_delivery(replace(delivery, state=DeliveryState.DONE))
+            assert await a.finish_deliveries([replace(delivery, state=DeliveryState.DONE)]) == [False]
             assert not await a.mark_sent(waiting.submission.id, NOW)
             ((again, _),) = await b.claim_deliveries(NOW, {"archive": 1})
             assert again.attempts == 2
@@ -409,7 +409,7 @@ class TestPlans:
             await store.poll_now(NOW, **by)
         await store.has_open_jobs("elkapi")
         ((delivery, _),) = await store.claim_deliveries(NOW, {"archive": 10, "log": 10})
-        await store.finish_delivery(replace(delivery, state=DeliveryState.DEAD))
+        await store.finish_deliveries([replace(delivery, state=DeliveryState.DEAD)])
         for by in (DeliveryFilter(handler="archive"), DeliveryFilter(job_id=job.id), DeliveryFilter(state=DeliveryState.DEAD)):
             await store.read_deliveries(by, 10, page.cursor)
         await store.replay(DeliveryFilter(job_id=delivery.job_id), NOW)

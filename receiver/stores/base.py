@@ -306,8 +306,8 @@ class Deliveries(Protocol):
         replayed wait for nothing and hold nothing back. No two callers get the same."""
         ...
 
-    async def finish_delivery(self, delivery: Delivery) -> bool:
-        """Write the state after a run (done, retrying or dead) if this node still holds the claim."""
+    async def finish_deliveries(self, deliveries: Sequence[Delivery]) -> list[bool]:
+        """Write the state of each after its run (done, retrying or dead) if this node still holds the claim."""
         ...
 
     async def emit(self, event: Event, deliveries: Sequence[Delivery]) -> bool:

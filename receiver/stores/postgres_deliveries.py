@@ -38,7 +38,7 @@ _FINISH = (
     " stage = CASE WHEN new.state NOT IN ('pending', 'retrying') THEN NULL"
     f" WHEN new.next_attempt_at IS NULL THEN {READY} ELSE {NOT_DUE} END"
     f" FROM {DELIVERY_TABLE.unnest()} WHERE deliveries.id = new.id AND deliveries.state = 'running'"
-    f" AND deliveries.claimed_by = ${DELIVERY_TABLE.width + 1} RETURNING new.nth"
+    f" AND deliveries.claimed_by = ${DELIVERY_TABLE.width + 1} RETURNING deliveries.id"
 )
 
 
@@ -56,17 +56,15 @@ async def _claim(tx: Tx, asked: tuple[datetime, Mapping[str, int]]) -> list[tupl
 
 
 @work("delivering")
-async def _finish(tx: Tx, asked: Sequence[Delivery]) -> list[bool]:
-    first: dict[str, int] = {}  # only the first end of a run counts
-    for nth, delivery in enumerate(asked, 1):
-        first.setdefault(delivery.id, nth)
-    await lock_jobs(tx, {delivery.job_id for delivery in asked if delivery.state is not DeliveryState.RETRYING})
-    arrays = DELIVERY_TABLE.arrays([asked[nth - 1] for nth in first.values()], tx.shift)
-    written = {row[0] for row in await tx.change(_FINISH, *arrays, tx.node)}
-    won = [nth for row, nth in enumerate(first.values(), 1) if row in written]
-    ends = [asked[nth - 1] for nth in won]
-    await free_followers(tx, [(end.job_id, end.handler) for end in ends if end.state is not DeliveryState.RETRYING])
-    return [nth in won for nth in range(1, len(asked) + 1)]
+async def _finish(tx: Tx, asked: Sequence[Sequence[Delivery]]) -> list[list[bool]]:
+    """Only the first end of a run counts."""
+    ends = {delivery.id: delivery for deliveries in reversed(asked) for delivery in reversed(deliveries)}
+    await lock_jobs(tx, {end.job_id for end in ends.values() if end.state is not DeliveryState.RETRYING})
+    arrays = DELIVERY_TABLE.arrays(list(ends.values()), tx.shift)
+    written = {row_id for (row_id,) in await tx.change(_FINISH, *arrays, tx.node)}
+    over = [ends[row_id] for row_id in written if ends[row_id].state is not DeliveryState.RETRYING]
+    await free_followers(tx, [(end.job_id, end.handler) for end in over])
+    return [[delivery.id in written and ends.pop(delivery.id, None) is delivery for delivery in deliveries] for deliveries in asked]
 
 
 @each("delivering")
@@ -129,8 +127,8 @@ class DeliveriesPart(Access):
     async def claim_deliveries(self, now: datetime, room: Mapping[str, int]) -> list[tuple[Delivery, Event]]:
         return await self.write(_claim, (now, dict(room)), undo=lambda claimed: (_release, [delivery.id for delivery, _ in claimed]))
 
-    async def finish_delivery(self, delivery: Delivery) -> bool:
-        return await self.write(_finish, delivery)
+    async def finish_deliveries(self, deliveries: Sequence[Delivery]) -> list[bool]:
+        return await self.write(_finish, deliveries)
 
     async def emit(self, event: Event, deliveries: Sequence[Delivery]) -> bool:
         return await self.write(_emit, (event, deliveries))

@@ -49,10 +49,10 @@ _FREE_FOLLOWERS = (
     " ON later.job_id = json_extract(ended.value, '$[0]') AND later.handler = json_extract(ended.value, '$[1]')"
     f" WHERE later.stage = {HELD} AND NOT ({_IS_HELD}))"
 )
-_ENDS = ("id", "state", "attempts", "next_attempt_at", "last_error", "updated_at", "urgent_at")
+_ENDS = ("id", "state", "attempts", "next_attempt_at", "last_error", "updated_at", "urgent_at", "stage")
 _FINISH = (
     "UPDATE deliveries SET "
-    + ", ".join(f"{field} = json_extract(ended.value, '$[{place}]')" for place, field in enumerate((*_ENDS, "stage")) if place)
+    + ", ".join(f"{field} = json_extract(ended.value, '$[{place}]')" for place, field in enumerate(_ENDS) if place)
     + ", claimed_by = NULL FROM json_each(?1) AS ended WHERE deliveries.id = json_extract(ended.value, '$[0]')"
     " AND deliveries.state = 'running' AND +deliveries.claimed_by = ?2 RETURNING deliveries.id"
 )
@@ -94,39 +94,34 @@ def _claim(tx: Tx, asked: tuple[datetime, Mapping[str, int]]) -> list[tuple[Deli
     return [(DELIVERIES.decode(row), decode_event(row[-2], row[-1])) for row in rows]
 
 
-def _finish(tx: Tx, asked: Sequence[Delivery]) -> list[bool]:
+def _finish(tx: Tx, asked: Sequence[Sequence[Delivery]]) -> list[list[bool]]:
     """All that ended together in one statement; only the first end of a run counts."""
-    first: dict[str, int] = {}
-    for number, delivery in enumerate(asked):
-        first.setdefault(delivery.id, number)
-    rows = [_end_row(asked[number]) for number in first.values()]
-    written = {row_id for (row_id,) in tx.db.execute(_FINISH, (json_text(rows), tx.node))}
-    freeing = {
-        (delivery.job_id, delivery.handler)
-        for delivery in asked
-        if delivery.id in written and delivery.state is not DeliveryState.RETRYING and delivery.job_id is not None
-    }
-    free_followers(tx.db, freeing)
-    return [delivery.id in written and first[delivery.id] == number for number, delivery in enumerate(asked)]
+    ends = {delivery.id: delivery for deliveries in reversed(asked) for delivery in reversed(deliveries)}
+    written = {row_id for (row_id,) in tx.db.execute(_FINISH, (json_text([_end_row(end) for end in ends.values()]), tx.node))}
+    over = [ends[row_id] for row_id in written if ends[row_id].state is not DeliveryState.RETRYING]
+    free_followers(tx.db, [(end.job_id, end.handler) for end in over])
+    return [[delivery.id in written and ends.pop(delivery.id, None) is delivery for delivery in deliveries] for deliveries in asked]
 
 
 def _end_row(delivery: Delivery) -> tuple[Any, ...]:
-    if delivery.last_error is not None:  # SQLite ends a text of JSON there
-        delivery = replace(delivery, last_error=delivery.last_error.replace("\0", "\ufffd"))
-    row = DELIVERIES.encode(delivery)
-    return (*(row[DELIVERIES.fields.index(field)] for field in _ENDS), _stage_after_run(delivery))
+    """The values of _ENDS."""
+    is_open = delivery.state in (DeliveryState.RETRYING, DeliveryState.PENDING)
+    return (
+        delivery.id,
+        delivery.state,
+        delivery.attempts,
+        delivery.next_attempt_at and to_micros(delivery.next_attempt_at),
+        delivery.last_error and delivery.last_error.replace("\0", "\ufffd"),  # SQLite ends a text of JSON there
+        to_micros(delivery.updated_at),
+        delivery.urgent_at and to_micros(delivery.urgent_at),
+        (READY if delivery.next_attempt_at is None else NOT_DUE) if is_open else None,
+    )
 
 
-def free_followers(db: sqlite3.Connection, ended: Iterable[tuple[str, str]]) -> None:
+def free_followers(db: sqlite3.Connection, ended: Iterable[tuple[str | None, str]]) -> None:
     """What waited for deliveries of this job and handler, if it waits for no other."""
-    if pairs := sorted(ended):
+    if pairs := sorted({(job_id, handler) for job_id, handler in ended if job_id is not None}):
         db.execute(_FREE_FOLLOWERS, (json_text(pairs),))
-
-
-def _stage_after_run(delivery: Delivery) -> int | None:
-    if delivery.state not in (DeliveryState.RETRYING, DeliveryState.PENDING):
-        return None
-    return READY if delivery.next_attempt_at is None else NOT_DUE
 
 
 def write_emitted(db: sqlite3.Connection, event: Event, deliveries: Sequence[Delivery]) -> bool:
@@ -188,7 +183,7 @@ def _replay(tx: Tx, asked: tuple[DeliveryFilter, datetime, str | None]) -> int:
         f" WHERE {' AND '.join(terms)} RETURNING job_id, handler",
         (to_micros(now), to_micros(now), *values),
     ).fetchall()
-    free_followers(tx.db, {(job_id, handler) for job_id, handler in replayed if job_id is not None})
+    free_followers(tx.db, replayed)
     return len(replayed)
 
 
@@ -196,8 +191,8 @@ class DeliveriesPart(Access):
     async def claim_deliveries(self, now: datetime, room: Mapping[str, int]) -> list[tuple[Delivery, Event]]:
         return await self.write(_claim, (now, dict(room)), undo=lambda claimed: (_release, [delivery.id for delivery, _ in claimed]))
 
-    async def finish_delivery(self, delivery: Delivery) -> bool:
-        return await self.write(_finish, delivery)
+    async def finish_deliveries(self, deliveries: Sequence[Delivery]) -> list[bool]:
+        return await self.write(_finish, deliveries)
 
     async def emit(self, event: Event, deliveries: Sequence[Delivery]) -> bool:
         return await self.write(_emit, (event, deliveries))

@@ -204,7 +204,7 @@ def deliver(store: Store, filling: Filling) -> dict[str, Step]:
     async def finish() -> Step:
         claimed = await store.claim_deliveries(now + DAY, {"archive": 16})
         ended = [replace(delivery, state=DeliveryState.DEAD) for delivery, _ in claimed]
-        await asyncio.gather(*(store.finish_delivery(delivery) for delivery in ended))
+        await store.finish_deliveries(ended)
         return lambda: asyncio.gather(*(store.replay(DeliveryFilter(), now, delivery.id) for delivery in ended))
 
     async def emit() -> None:

@@ -633,7 +633,8 @@ class TestDeliveries:
 
     async def finish(self, store, delivery_id, state=DeliveryState.DONE, at=NOW, **fields):
         delivery = await store.read_delivery(delivery_id)
-        return await store.finish_delivery(replace(delivery, state=state, updated_at=at, **fields))
+        (is_written,) = await store.finish_deliveries([replace(delivery, state=state, updated_at=at, **fields)])
+        return is_written
 
     async def test_a_claimed_delivery_runs_and_counts_the_attempt(self, store):
         job = await self.seed_job(store)
@@ -848,7 +849,7 @@ async def test_any_history_of_the_outbox_claims_by_the_rules(store, seed_number)
         elif step == "finish" and (running := outbox.pick(random, DeliveryState.RUNNING)):
             end = random.choice((DeliveryState.DONE, DeliveryState.DEAD, DeliveryState.RETRYING, DeliveryState.RETRYING))
             outbox.change(running.id, state=end, next_attempt_at=now + seconds(random.randrange(9)), updated_at=now)
-            assert await store.finish_delivery(outbox.deliveries[running.id])
+            assert await store.finish_deliveries([outbox.deliveries[running.id]]) == [True]
         elif step == "release" and (running := outbox.pick(random, DeliveryState.RUNNING)):
             state = DeliveryState.RETRYING if running.attempts > 1 else DeliveryState.PENDING
             outbox.change(running.id, state=state, attempts=running.attempts - 1)
@@ -1224,7 +1225,7 @@ class TestUpkeep:
         await store.keep_notice(make_notice(family.submission.id), BOUND)
         await settle(store, family, jobs=(replace(job, sequence=1),), calls=(make_call(family.submission.id),))
         assert await self.prune(store, NOW + 31 * DAY, raw_retention=999 * DAY) == 0  # its delivery is open
-        await store.finish_delivery(replace(delivery, state=DeliveryState.DONE))
+        await store.finish_deliveries([replace(delivery, state=DeliveryState.DONE)])
         assert await self.prune(store, NOW + 30 * DAY, raw_retention=999 * DAY) == 0
         assert await self.prune(store, NOW + 31 * DAY) == 1
         assert await self.prune(store, NOW + 31 * DAY) == 0
@@ -1243,7 +1244,7 @@ class TestUpkeep:
         await put_event(store, died.jobs[0])
         ((delivery, _),) = await store.claim_deliveries(NOW, {"archive": 1})
         await settle(store, died, jobs=(replace(died.jobs[0], status=Status.FAILED, finished_at=NOW, sequence=1),))
-        await store.finish_delivery(replace(delivery, state=DeliveryState.DEAD, updated_at=NOW + 20 * DAY))
+        await store.finish_deliveries([replace(delivery, state=DeliveryState.DEAD, updated_at=NOW + 20 * DAY)])
         assert await self.prune(store, NOW + 40 * DAY, raw_retention=999 * DAY) == 0
         assert await self.prune(store, NOW + 51 * DAY, raw_retention=999 * DAY) == 1
         assert await store.read_job(half_open.jobs[0].id) is not None

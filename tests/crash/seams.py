@@ -55,7 +55,7 @@ SEAMS = {
     # a delivery
     "delivery.claimed": Seam(f"{STORE}deliveries:DeliveriesPart.claim_deliveries", bool),
     "delivery.handled": Seam("receiver.dispatcher:outcome_of"),
-    "delivery.finished": Seam(f"{STORE}deliveries:DeliveriesPart.finish_delivery"),
+    "delivery.finished": Seam(f"{STORE}deliveries:DeliveriesPart.finish_deliveries"),
     # an output
     "storage.part": Seam("receiver.handlers.storage_folder:Part._write"),
     "storage.named": Seam("receiver.handlers.storage_folder:Part.finish"),

@@ -18,7 +18,8 @@ async def end_deliveries(web: Web, state: DeliveryState) -> None:
     """Run all that is due, with this result."""
     while claimed := await web.services.store.claim_deliveries(web.services.clock.now(), {"tell": 10}):
         for delivery, _ in claimed:
-            assert await web.services.store.finish_delivery(msgspec.structs.replace(delivery, state=state, next_attempt_at=None))
+            ended = msgspec.structs.replace(delivery, state=state, next_attempt_at=None)
+            assert await web.services.store.finish_deliveries([ended]) == [True]
 
 
 async def test_deliveries_are_listed_and_filtered(web: Web):

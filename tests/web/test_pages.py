@@ -47,7 +47,7 @@ async def end_deliveries(web: Web, state: DeliveryState, error: str | None = Non
     claimed = await web.services.store.claim_deliveries(now, {"tell": 10})
     for delivery, _ in claimed:
         ended = msgspec.structs.replace(delivery, state=state, next_attempt_at=None, last_error=error, updated_at=now)
-        await web.services.store.finish_delivery(ended)
+        await web.services.store.finish_deliveries([ended])
     return len(claimed)
 
 
