@@ -7,7 +7,6 @@ Every change of a job, whatever the channel, is computed here. Each function tak
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -36,8 +35,7 @@ ANSWER_UNKNOWN = frozenset({SubmissionState.WAITING, SubmissionState.SENT, Submi
 NO_REASON = "The provider gave no reason."
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """What came of a notice or a verdict: nothing of it is written yet."""
 
     family: Family
@@ -52,18 +50,17 @@ class Change:
         """Both, one after the other: `later` was computed on this one's family and has the last word on the outcome."""
         if not self.events and not self.finished:
             return later
-        return replace(later, events=self.events + later.events, finished=self.finished + later.finished)
+        return msgspec.structs.replace(later, events=self.events + later.events, finished=self.finished + later.finished)
 
 
-@dataclass
-class Draft:
+class Draft(msgspec.Struct):
     """A family while it is being changed; events are numbered as they are made."""
 
     submission: Submission
     jobs: list[Job]
     now: datetime
-    events: list[Event] = field(default_factory=list)
-    finished: list[tuple[Job, Update]] = field(default_factory=list)
+    events: list[Event] = []
+    finished: list[tuple[Job, Update]] = []
 
     @classmethod
     def of(cls, family: Family, now: datetime) -> Draft:
@@ -74,8 +71,8 @@ class Draft:
         self.jobs[job.position] = job
         return job
 
-    def tell(self, job: Job, type: str, *, late: bool = False) -> Job:
-        job = self.write(job, sequence=job.sequence + 1)
+    def tell(self, job: Job, type: str, *, late: bool = False, **changes: Any) -> Job:
+        job = self.write(job, sequence=job.sequence + 1, **changes)
         self.events.append(make_event(job, type, self.now, late=late))
         return job
 
@@ -130,7 +127,7 @@ def accept(draft: Draft, job: Job, remote_id: str, polling_url: str | None = Non
     job = draft.write(job, remote_id=remote_id, submitted_at=submitted_at, polling_url=polling_url or job.polling_url)
     if job.is_final:  # ended by a verdict of our own: only the provider's final word changes that
         return job
-    return draft.tell(draft.write(job, status=Status.QUEUED, error=None), "job.submitted")
+    return draft.tell(job, "job.submitted", status=Status.QUEUED, error=None)
 
 
 # What a notice does
@@ -191,7 +188,7 @@ def progress(draft: Draft, job: Job, update: Update) -> Outcome:
         submitted_at=job.submitted_at or draft.submission.sent_at or draft.now,
     )
     if status is Status.PROCESSING and (was is not status or (further and may_tell_progress(job, draft.now))):
-        draft.tell(draft.write(job, processing_event_at=draft.now), "job.processing")
+        draft.tell(job, "job.processing", processing_event_at=draft.now)
     return Outcome.APPLIED
 
 
@@ -201,7 +198,7 @@ def note_taken(draft: Draft, job: Job) -> Outcome:
     if draft.submission.state is SubmissionState.WAITING:
         leave_waiting(draft)
         error = JobError(ErrorCode.SUBMIT_UNKNOWN, "The provider speaks of this job and has not named its id.")
-        draft.tell(draft.write(job, status=Status.UNCONFIRMED, error=error, submitted_at=draft.submission.sent_at), "job.unconfirmed")
+        draft.tell(job, "job.unconfirmed", status=Status.UNCONFIRMED, error=error, submitted_at=draft.submission.sent_at)
     return Outcome.APPLIED
 
 
@@ -219,9 +216,11 @@ def finish(draft: Draft, job: Job, update: Update, by: FinishedBy, notice_id: st
     assert update.status is not None
     late = job.is_final
     leave_waiting(draft)
-    outputs = tuple(msgspec.structs.replace(output, notice_id=notice_id if output.url is None else None) for output in update.outputs)
-    job = draft.write(
+    outputs = tuple(one if one.url is not None else msgspec.structs.replace(one, notice_id=notice_id) for one in update.outputs)
+    job = draft.tell(
         job,
+        f"job.{update.status}",
+        late=late,
         status=update.status,
         outputs=outputs if update.status is Status.SUCCEEDED else (),
         error=final_error(update),
@@ -233,7 +232,7 @@ def finish(draft: Draft, job: Job, update: Update, by: FinishedBy, notice_id: st
         is_own_verdict=False,
     )
     draft.finished.append((job, update))
-    return draft.tell(job, f"job.{update.status}", late=late)
+    return job
 
 
 def final_error(update: Update) -> JobError | None:
@@ -334,10 +333,9 @@ def apply_lost(family: Family, reason: str, now: datetime) -> Change:
     for job in family.jobs:
         if job.status is Status.SUBMITTING and job.remote_id is None:
             submitted_at = draft.submission.sent_at
-            draft.tell(draft.write(job, status=Status.UNCONFIRMED, error=error, submitted_at=submitted_at), "job.unconfirmed")
+            draft.tell(job, "job.unconfirmed", status=Status.UNCONFIRMED, error=error, submitted_at=submitted_at)
     return draft.done()
 
 
 def end(draft: Draft, job: Job, status: Status, error: JobError | None, by: FinishedBy, *, own: bool = False) -> Job:
-    job = draft.write(job, status=status, error=error, finished_at=draft.now, finished_by=by, is_own_verdict=own)
-    return draft.tell(job, f"job.{status}")
+    return draft.tell(job, f"job.{status}", status=status, error=error, finished_at=draft.now, finished_by=by, is_own_verdict=own)

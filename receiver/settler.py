@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 
 import msgspec
@@ -21,7 +20,7 @@ from receiver.providers.account import Account
 from receiver.rules import Change, apply_update, may_adopt
 from receiver.settling import Decide, Decision, Settling
 from receiver.stores.base import NoticeBound, NoticeFilter, NoticeOutcome
-from receiver.tracing import NOTHING, Span
+from receiver.tracing import Span
 
 BATCH = 200
 NOT_CONFIGURED = "the provider is not in the configuration"
@@ -135,27 +134,41 @@ class Settler:
         def decide(family: Family) -> Decision:
             now = self._clock.now()
             account = self._settling.accounts.get(family.submission.provider)
-            decision = Decision(Change(family), Channel.CALLBACK)
+            total = Change(family)
+            changes: list[Change] = []
             for notice in notices:
-                change = self._read(decision.change.family, account, notice, now)
-                decision = merge(decision, change, notice, self._trace(family, notice, change))
-            return decision
+                change = self._read(total.family, account, notice, now)
+                changes.append(change)
+                total = total.then(change)
+            return Decision(
+                total,
+                Channel.CALLBACK,
+                outcomes=tuple(map(note_outcome, notices, changes)),
+                is_urgent=any(change.outcome in NEEDS_POLL for change in changes),
+                causes=self._trace(family.traceparent, notices, changes),
+            )
 
         return decide
 
-    def _trace(self, family: Family, notice: Notice, change: Change) -> Span:
+    def _trace(self, traceparent: str | None, notices: Sequence[Notice], changes: Sequence[Change]) -> tuple[Span, ...]:
         """A callback finds its trace only here: its submission is not looked up before it is answered. So it is told afterwards."""
-        return self._settling.tracing.begin(
-            "callback",
-            family.traceparent,
-            kind="server",
-            at=notice.at,
-            provider=notice.provider,
-            channel=notice.channel,
-            notice_id=notice.id,
-            job_id=change.job_id,
-            outcome=change.outcome,
-            status=change.status,
+        tracing = self._settling.tracing
+        if traceparent is None or not tracing.is_on:
+            return ()
+        return tuple(
+            tracing.begin(
+                "callback",
+                traceparent,
+                kind="server",
+                at=notice.at,
+                provider=notice.provider,
+                channel=notice.channel,
+                notice_id=notice.id,
+                job_id=change.job_id,
+                outcome=change.outcome,
+                status=change.status,
+            )
+            for notice, change in zip(notices, changes, strict=True)
         )
 
     def _read(self, family: Family, account: Account | None, notice: Notice, now: datetime) -> Change:
@@ -177,17 +190,9 @@ class Settler:
             return Change(family, Outcome.UNREADABLE, reason=f"{type(error).__name__} while it was settled")
 
 
-def merge(decision: Decision, change: Change, notice: Notice, cause: Span) -> Decision:
-    """The decision with one more notice settled."""
-    outcome = NoticeOutcome(id=notice.id, outcome=change.outcome, status=change.status, job_id=change.job_id, reason=change.reason)
+def note_outcome(notice: Notice, change: Change) -> NoticeOutcome:
     log.info("notice.settled", notice=notice.id, job=change.job_id, outcome=change.outcome, reason=change.reason)
-    return replace(
-        decision,
-        change=decision.change.then(change),
-        outcomes=(*decision.outcomes, outcome),
-        is_urgent=decision.is_urgent or change.outcome in NEEDS_POLL,
-        causes=decision.causes if cause is NOTHING else (*decision.causes, cause),
-    )
+    return NoticeOutcome(id=notice.id, outcome=change.outcome, status=change.status, job_id=change.job_id, reason=change.reason)
 
 
 def read_remote_id(account: Account | None, notice: Notice) -> str:

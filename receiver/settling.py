@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -39,8 +38,7 @@ KEPT_ANSWER_HEADERS = ("content-type", "retry-after", "x-ratelimit-limit", "x-ra
 log = structlog.get_logger("receiver.settling")
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """What is to be written about one submission."""
 
     change: Change
@@ -50,14 +48,13 @@ class Decision:
     repeats: tuple[tuple[str, datetime], ...] = ()
     calls: tuple[Call, ...] = ()
     confirmations: tuple[Confirmation, ...] = ()
-    polled: Mapping[str, Poll] = field(default_factory=dict)  # by job id: polls that were just answered
+    polled: Mapping[str, Poll] = {}  # by job id: polls that were just answered
     kept_polls: tuple[Poll, ...] = ()  # polls that failed: written as they are
     is_urgent: bool = False  # poll the open jobs at once
     causes: tuple[Span, ...] = ()  # in the trace: what this follows from, and what ends when it is written
 
 
-@dataclass(frozen=True)
-class Trail:
+class Trail(msgspec.Struct, frozen=True):
     """What a settlement leaves in the trace once it is written: its own span, and others that end with it."""
 
     span: Span = NOTHING
@@ -341,12 +338,12 @@ def has_words(decision: Decision) -> bool:
 def mask_words(decision: Decision, masker: Masker) -> Decision:
     """Errors and reasons are the provider's words, and it may say again what we sent it."""
     family = decision.change.family
-    change = replace(
+    change = msgspec.structs.replace(
         decision.change,
         family=Family(family.submission, tuple(mask_job(job, masker) for job in family.jobs)),
         events=tuple(mask_event(event, masker) for event in decision.change.events),
     )
-    return replace(
+    return msgspec.structs.replace(
         decision,
         change=change,
         notices=tuple(mask_text(notice, "reason", masker) for notice in decision.notices),
