@@ -14,6 +14,8 @@ from receiver.services import Services
 from receiver.stores.base import NoticeFilter
 from receiver.web.operations import services_of
 from receiver.web.pages_frame import page, show
+from receiver.web.pages_overview import draw_chart
+from receiver.web.pages_troubles import tell_refusal
 from receiver.web.providers import provider_rows
 from receiver.web.query import Query
 
@@ -24,6 +26,7 @@ Known = dict[str, tuple[datetime, datetime | None]]
 
 async def show_providers(request: Request, query: Query) -> Response:
     services = services_of(request)
+    refusing = {each.provider: each for each in (await draw_chart(request, services)).refusing}
     rows = []
     for row in await provider_rows(services):
         account = services.accounts.get(row["name"])
@@ -32,6 +35,7 @@ async def show_providers(request: Request, query: Query) -> Response:
                 **row,
                 "last_callback_at": await last_callback(services, request.app.state.last_callbacks, row),
                 "rate_limit": show_rate(account),
+                "refusing": tell_refusal(refusing[row["name"]]) if row["name"] in refusing else "",
                 "has_key": bool(account and account.api_key),
                 "webhook": how_to_call_back(services, account) if account else "",
             }

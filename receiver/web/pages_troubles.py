@@ -149,6 +149,9 @@ async def provider_troubles(services: Services) -> list[Trouble]:
         elif health["state"] == "failing":
             title = f"{name} fails ({plural(breaker.failures, 'call', 'calls')} in a row)"
             troubles.append(Trouble("warn", title, health["last_error"] or "", link))
+    if not services.accounts:
+        detail = "Add a table [providers.NAME] with an api_key: the guide shows how."
+        troubles.append(Trouble("note", "No provider is configured", detail, "guide"))
     for account in services.accounts.values():
         if not account.api_key:
             title = f"{account.name} has no API key"
@@ -158,10 +161,13 @@ async def provider_troubles(services: Services) -> list[Trouble]:
 
 def refusal_troubles(refusing: Iterable[Refusing]) -> Iterator[Trouble]:
     for each in refusing:
-        level, _, meaning, mend = REFUSALS[each.code]
+        level, _, _, mend = REFUSALS[each.code]
         link = "jobs?" + urlencode({"status": Status.FAILED, "provider": each.provider})
-        title = f"{plural(each.count, 'job', 'jobs')} in a row failed at {each.provider}: {meaning}"
-        yield Trouble(level, title, f"{mend} The last one: {each.message}", link)
+        yield Trouble(level, tell_refusal(each), f"{mend} The last one: {each.message}", link)
+
+
+def tell_refusal(refusing: Refusing) -> str:
+    return f"{plural(refusing.count, 'job', 'jobs')} in a row failed at {refusing.provider}: {REFUSALS[refusing.code][2]}"
 
 
 def find_refusing(jobs: Sequence[Job]) -> tuple[Refusing, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -119,3 +120,18 @@ async def test_a_session_may_not_be_used_by_another_site_and_a_person_sees_why(t
 
 async def test_a_guide_table_carries_its_heads_for_a_phone(web: Web):
     assert '<td data-label="what to do">' in (await web.client.get("/guide/errors")).text
+
+
+async def test_the_page_of_providers_agrees_with_the_overview(web: Web):
+    await fail(web, "authentication", "Invalid token.", 1)
+    page = await read(web, "/providers")
+    assert "elkapi failing 1 job in a row failed at elkapi: it does not know the key. Look at them" in page
+    assert "huzz well" in page
+
+
+async def test_who_has_just_begun_is_told_how_to_go_on(web: Web):
+    assert "There are no jobs yet. Submit one ." in await read(web, "/")
+    await web.submit()
+    assert "There are no jobs yet" not in await read(web, "/")
+    web.app.state.services = replace(web.services, accounts={})
+    assert "No provider is configured" in await troubles(web)
