@@ -13,7 +13,10 @@ from receiver.web.pages_frame import show_span
 
 STEPS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200, 86400, 172800, 604800)
 TICKS = 4
-THIN = 0.6  # percent: what is shorter is drawn so wide
+THIN = 1.0  # percent: what is shorter is drawn so wide
+A_MOMENT = timedelta(seconds=1)
+LONGEST = 5  # of the axis, in lives of the job
+ROOM_FOR_LATER = 84  # percent
 MOST_LANES = 12  # of deliveries
 MOST_MARKS = 200  # in a lane
 CHANNELS = {Channel.SUBMIT: "Answers to the submit", Channel.CALLBACK: "Callbacks", Channel.STREAM: "Stream", Channel.POLL: "Polls"}
@@ -46,6 +49,7 @@ class Lane(msgspec.Struct, frozen=True):
 class Picture(msgspec.Struct, frozen=True):
     lanes: tuple[Lane, ...]
     ticks: tuple[tuple[float, str], ...]  # (percent, text)
+    is_cut: bool = False  # what came much later stands at the end
 
 
 class Axis:
@@ -74,15 +78,19 @@ def draw(job: Job, entries: Sequence[TimelineEntry], now: datetime) -> Picture:
     rows = [entry.row for entry in entries]
     deliveries = [row for row in rows if isinstance(row, Delivery)]
     moments = [entry.at for entry in entries] + [ended_at(row, now) for row in deliveries]
-    end = max([job.created_at, *moments, job.finished_at or now])
-    axis = Axis(job.created_at, end)
+    home = job.finished_at or now
+    end = max([job.created_at, *moments, home])
+    longest = max(home - job.created_at, A_MOMENT) * LONGEST  # a delivery that waits for days must not hide what came before
+    is_cut = end - job.created_at > longest
+    axis = Axis(job.created_at, job.created_at + longest if is_cut else end)
     lanes = [
         submit_lane(axis, job, [row for row in rows if isinstance(row, Call)], now),
         *provider_lane(axis, job, now),
         *notice_lanes(axis, [row for row in rows if isinstance(row, Notice)]),
         *delivery_lanes(axis, deliveries, now),
     ]
-    return Picture(tuple(lanes), tuple(axis.ticks()))
+    ticks = [(x, text) for x, text in axis.ticks() if not is_cut or x < ROOM_FOR_LATER]
+    return Picture(tuple(lanes), tuple(ticks), is_cut)
 
 
 def submit_lane(axis: Axis, job: Job, calls: Sequence[Call], now: datetime) -> Lane:
