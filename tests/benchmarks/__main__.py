@@ -20,6 +20,7 @@ LINES = {
     "fanin": "outputs that the storage handler keeps; memory for a large one",
     "large": "what the store does with a million finished jobs, and with few",
     "inflight": "a million jobs under way: start, memory, next polls, pages",
+    "paint": "the pages with a million jobs, from the wish to the first paint in Chromium",
 }
 
 

@@ -131,9 +131,11 @@ def postgres_server() -> str:
 
 
 @contextmanager
-def receivers(url: str, roles: Sequence[str] = ("web",), more: str = "", *, folder: Path | None = None) -> Iterator[list[str]]:
+def receivers(
+    url: str, roles: Sequence[str] = ("web",), more: str = "", *, folder: Path | None = None, server: str = ""
+) -> Iterator[list[str]]:
     """The addresses of real servers over one store, one for each of `roles`; with the role `web` alone one keeps and does not settle.
-    `folder` is where the configuration is written, and modules of handlers are looked for."""
+    `folder` is where the configuration is written, and modules of handlers are looked for; `server` stands under [server]."""
     with ExitStack() as stack:
         place = folder or Path(stack.enter_context(TemporaryDirectory()))
         addresses = []
@@ -141,7 +143,7 @@ def receivers(url: str, roles: Sequence[str] = ("web",), more: str = "", *, fold
             port = free_port()
             config = place / f"receiver-{number}.toml"
             config.write_text(
-                f'[server]\nport = {port}\nsecrets = ["{SECRET}"]\n[store]\nurl = "{url}"\n'
+                f'[server]\nport = {port}\nsecrets = ["{SECRET}"]\n{server}\n[store]\nurl = "{url}"\n'
                 f'[providers.elkapi]\napi_key = "none"\nbase_url = "http://127.0.0.1:9"\n{more}'
             )
             arguments = [sys.executable, "-m", "receiver", "--config", str(config), "-q", "serve", "--roles", role]
