@@ -112,7 +112,10 @@ JOBS = Rows(
         "finished_by": enum_codec(FinishedBy),
     },
 )
-JOB_KEEPS = ("id", "submission_id", "provider", "metadata", "created_at", "traceparent")  # for ever
+JOB_KEEPS = (  # for ever
+    *("id", "submission_id", "provider", "operation", "model", "media", "metadata"),
+    *("created_at", "deadline_at", "position", "traceparent"),
+)
 NOTICES = Rows(
     Notice,
     {"channel": enum_codec(Channel), "headers": STRINGS, "outcome": enum_codec(Outcome), "status": enum_codec(Status)},

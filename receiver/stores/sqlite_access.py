@@ -26,6 +26,7 @@ BUSY_SECONDS = 5.0  # another program that holds the file longer than this is an
 LOCK_SECONDS = 10.0
 READERS = 2
 ROWS_TOGETHER = (32, 16, 8, 4, 2, 1)  # in one statement; bodies are copied when they are bound, so not more
+UPDATED_TOGETHER = (1, 8, 64)
 MOST_READS = 1_000  # waiting for one connection
 CHECKPOINT_CHANGES = 8_000  # rows: four times the 1,000 pages of SQLite's own rule, since each one syncs the whole file
 CHECKPOINT_BYTES = 8 * 1024 * 1024
@@ -87,6 +88,27 @@ class Insert:
             while len(rows) - done >= size:
                 db.execute(statement, tuple(chain.from_iterable(rows[done : done + size])))
                 done += size
+
+
+class Update:
+    """Changes many rows by few statements. The first column tells which row; `change` and `where` know them all as `new.COLUMN`."""
+
+    def __init__(self, table: str, columns: Sequence[str], change: str, where: str = "true") -> None:
+        key, row = columns[0], f"({', '.join('?' * len(columns))})"
+        self._statements = {
+            size: f"WITH new ({', '.join(columns)}) AS (VALUES {', '.join([row] * size)})"  # noqa: S608  # names only
+            f" UPDATE {table} SET {change} FROM new WHERE {table}.{key} = new.{key} AND {where}"
+            for size in UPDATED_TOGETHER
+        }
+        self._nobody = (None,) * len(columns)  # finds no row
+
+    def write(self, db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        most = UPDATED_TOGETHER[-1]
+        for first in range(0, len(rows), most):
+            part = rows[first : first + most]
+            size = next(size for size in UPDATED_TOGETHER if size >= len(part))
+            values = chain(chain.from_iterable(part), self._nobody * (size - len(part)))
+            db.execute(self._statements[size], tuple(values))
 
 
 class Connection(aiosqlite.Connection):

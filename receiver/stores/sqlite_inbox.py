@@ -13,21 +13,32 @@ from receiver.model import Notice
 from receiver.stores.base import NoticeBound, NoticeOutcome
 from receiver.stores.claiming import choose_notices
 from receiver.stores.rows import AMONG, BODY, NOTICES, json_text
-from receiver.stores.sqlite_access import Access, Insert, Tx, forgettable, one_by_one
+from receiver.stores.sqlite_access import Access, Insert, Tx, Update, forgettable, one_by_one
 
 _INSERT_NOTICES = Insert("notices", f"arrival, {NOTICES.columns}", "")
 _INSERT_BODIES = Insert("bodies", "arrival, body", "")
 _LAST_AND_KNOWN = f"SELECT (SELECT ifnull(max(arrival), 0) FROM notices), (SELECT json_group_array(id) FROM notices WHERE id {AMONG})"
-SETTLE_NOTICE = (
-    "UPDATE notices SET outcome = ?, status = coalesce(?, status), job_id = coalesce(?, job_id), reason = ?,"
-    " remote_id = coalesce(?, remote_id), claimed_by = NULL"
-    " WHERE id = ? AND (outcome IS NULL OR outcome IN ('waiting', 'unreadable'))"
+_SETTLE_NOTICES = Update(
+    "notices",
+    ("id", "outcome", "status", "job_id", "reason", "remote_id", "only_of"),
+    "outcome = new.outcome, status = coalesce(new.status, notices.status), job_id = coalesce(new.job_id, notices.job_id),"
+    " reason = new.reason, remote_id = coalesce(new.remote_id, notices.remote_id), claimed_by = NULL",
+    "(notices.outcome IS NULL OR notices.outcome IN ('waiting', 'unreadable'))"
+    " AND (new.only_of IS NULL OR notices.outcome IS NOT NULL OR notices.claimed_by = new.only_of)",
 )
 
 
-def outcome_row(outcome: NoticeOutcome) -> tuple[Any, ...]:
-    status = None if outcome.status is None else outcome.status.value
-    return outcome.outcome.value, status, outcome.job_id, outcome.reason, outcome.remote_id, outcome.id
+def settle_notices(db: sqlite3.Connection, outcomes: Sequence[NoticeOutcome], only_of: str | None = None) -> None:
+    """With `only_of` those that are unsettled only where this node has claimed them."""
+    last = {one.id: one for one in outcomes}  # an UPDATE meets each row once
+    statuses = [None if one.status is None else one.status.value for one in last.values()]
+    _SETTLE_NOTICES.write(
+        db,
+        [
+            (one.id, one.outcome.value, status, one.job_id, one.reason, one.remote_id, only_of)
+            for one, status in zip(last.values(), statuses, strict=True)
+        ],
+    )
 
 
 def insert_notices(db: sqlite3.Connection, notices: Sequence[Notice]) -> None:
@@ -111,8 +122,7 @@ def _release(tx: Tx, notice_ids: Sequence[str]) -> None:
 
 @one_by_one
 def _set_aside(tx: Tx, outcomes: Sequence[NoticeOutcome]) -> None:
-    statement = f"{SETTLE_NOTICE} AND (outcome IS NOT NULL OR claimed_by = ?)"  # an unsettled one only by the node that has claimed it
-    tx.db.executemany(statement, [(*outcome_row(outcome), tx.node) for outcome in outcomes])
+    settle_notices(tx.db, outcomes, only_of=tx.node)
 
 
 @one_by_one

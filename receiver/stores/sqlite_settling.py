@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+
+import msgspec
 
 from receiver.model import Family, Job, Submission, to_micros
 from receiver.stores.base import Duration, Learned, Settlement
@@ -15,15 +17,16 @@ from receiver.stores.rows import (
     CALLS,
     JOB_KEEPS,
     JOBS,
+    Rows,
     add_duration,
     decode_learned,
     decode_outputs,
     encode_event,
     json_text,
 )
-from receiver.stores.sqlite_access import Access, Insert, Tx
+from receiver.stores.sqlite_access import Access, Tx, Update
 from receiver.stores.sqlite_deliveries import INSERT_EVENTS, insert_deliveries
-from receiver.stores.sqlite_inbox import SETTLE_NOTICE, insert_notices, outcome_row
+from receiver.stores.sqlite_inbox import insert_notices, settle_notices
 from receiver.stores.sqlite_polls import write_polls
 from receiver.stores.sqlite_submissions import insert_jobs, load_families
 
@@ -34,7 +37,18 @@ _WRITE_SUBMISSIONS = (
     f" version = version + 1, claimed_by = CASE WHEN claimed_by = ?1 AND {_NEW(1)} <> 'sent' THEN NULL ELSE claimed_by END"
     f" FROM json_each(?2) AS new WHERE submissions.id = {_NEW(0)}"
 )
-_WRITE_JOBS = Insert("jobs", JOBS.columns, f"ON CONFLICT (id) DO UPDATE SET {JOBS.replacing(but=JOB_KEEPS)}, has_raw = 1")
+# A column that is set has each index written that it stands in. A job gets its remote id once.
+_CHANGES = Rows(Job, JOBS.codecs, beside=(*JOB_KEEPS, "remote_id"))
+_WRITE_JOBS = Update("jobs", ("id", *_CHANGES.fields), f"{', '.join(f'{field} = new.{field}' for field in _CHANGES.fields)}, has_raw = 1")
+_WRITE_REMOTE_IDS = Update("jobs", ("id", "remote_id"), "remote_id = new.remote_id")
+# One row, and so one turn of this thread.
+_READ = (
+    f"SELECT (SELECT json_group_array(json_array(id, version)) FROM submissions WHERE id {AMONG.replace('?', '?1')}),"
+    " (SELECT json_group_array(json_array(id, remote_id, sequence, outputs)) FROM jobs"
+    f" WHERE submission_id {AMONG.replace('?', '?1')})"
+)
+_decode_versions = msgspec.json.Decoder(tuple[tuple[str, int], ...]).decode
+_decode_rows = msgspec.json.Decoder(tuple[tuple[str, str | None, int, str], ...]).decode
 # A look for each id. With IN in place of this SQLite may go through all ids of the account.
 _BY_REMOTE_ID = (
     f"SELECT {JOBS.columns_of('job')} FROM json_each(?) AS wanted CROSS JOIN jobs AS job INDEXED BY jobs_by_remote_id"
@@ -44,50 +58,55 @@ _CONFIRM = "UPDATE notices SET outcome = CASE WHEN status IS ? THEN 'applied' EL
 
 
 def settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> list[list[bool]]:
-    ids = {settlement.submission.id for settlements in calls for settlement in settlements}
-    versions = _read_versions(tx.db, ids)
-    answers, won = choose_current(calls, versions)
+    ids = json_text([settlement.submission.id for settlements in calls for settlement in settlements])
+    versions, rows = tx.db.execute(_READ, (ids,)).fetchone()
+    answers, won = choose_current(calls, dict(_decode_versions(versions)))
     if won:
-        _write(tx, merge(won, _read_standing(tx.db, ids)))
+        jobs = _decode_rows(rows)
+        standing = {job_id: Standing(sequence, decode_outputs(outputs)) for job_id, _, sequence, outputs in jobs}
+        _write(tx, merge(won, standing), {job_id: remote_id for job_id, remote_id, _, _ in jobs})
     return answers
 
 
-def _read_versions(db: sqlite3.Connection, ids: Iterable[str]) -> dict[str, int]:
-    return dict(db.execute(f"SELECT id, version FROM submissions WHERE id {AMONG}", (json_text(list(ids)),)).fetchall())
-
-
-def _read_standing(db: sqlite3.Connection, ids: Iterable[str]) -> dict[str, Standing]:
-    rows = db.execute(f"SELECT id, sequence, outputs FROM jobs WHERE submission_id {AMONG}", (json_text(list(ids)),))
-    return {job_id: Standing(sequence, decode_outputs(outputs)) for job_id, sequence, outputs in rows}
-
-
-def _write(tx: Tx, settlements: list[Settlement]) -> None:
+def _write(tx: Tx, settlements: list[Settlement], remote_ids: Mapping[str, str | None]) -> None:
+    """`remote_ids`: of all jobs that are there."""
     db = tx.db
     db.execute(_WRITE_SUBMISSIONS, (tx.node, json_text([_submission_row(settlement.submission) for settlement in settlements])))
     _resize(db, [settlement.submission for settlement in settlements if settlement.is_resized])
-    _write_jobs(db, [job for settlement in settlements for job in settlement.jobs])
-    insert_notices(db, [notice for settlement in settlements for notice in settlement.notices])
-    outcomes = [outcome for settlement in settlements for outcome in settlement.outcomes]
-    db.executemany(SETTLE_NOTICE, map(outcome_row, outcomes))
-    confirmations = [confirmation for settlement in settlements for confirmation in settlement.confirmations]
-    db.executemany(_CONFIRM, [(None if one.status is None else one.status.value, one.job_id) for one in confirmations])
-    repeats: list[tuple[str, datetime]] = [repeat for settlement in settlements for repeat in settlement.repeats]
-    db.executemany(
-        "UPDATE notices SET repeats = repeats + 1, last_at = ? WHERE id = ?", [(to_micros(at), notice_id) for notice_id, at in repeats]
-    )
-    heard = {notice.job_id for settlement in settlements for notice in settlement.notices} | {outcome.job_id for outcome in outcomes}
-    db.execute(f"UPDATE jobs SET has_raw = 1 WHERE id {AMONG} AND has_raw = 0", (json_text(list(heard)),))
+    jobs = [job for settlement in settlements for job in settlement.jobs]
+    _write_jobs(db, jobs, remote_ids)
+    _write_notices(db, settlements, {job.id for job in jobs})
     INSERT_EVENTS.write(db, [encode_event(event, event.subject) for settlement in settlements for event in settlement.events])
     insert_deliveries(db, [delivery for settlement in settlements for delivery in settlement.deliveries])
     answered = {job_id for settlement in settlements for job_id in settlement.polls_answered}
-    write_polls(tx, [poll for settlement in settlements for poll in settlement.polls], answered)
+    if polls := [poll for settlement in settlements for poll in settlement.polls]:
+        write_polls(tx, polls, answered)
     if ended := [job_id for settlement in settlements for job_id in settlement.polls_ended]:
         db.execute(f"DELETE FROM polls WHERE job_id {AMONG}", (json_text(ended),))
-    db.executemany(
-        f"INSERT INTO calls ({CALLS.columns}) VALUES ({CALLS.marks}) ON CONFLICT (id) DO NOTHING",
-        [CALLS.encode(call) for settlement in settlements for call in settlement.calls],
-    )
-    _learn(db, [duration for settlement in settlements for duration in settlement.durations])
+    if calls := [CALLS.encode(call) for settlement in settlements for call in settlement.calls]:
+        db.executemany(f"INSERT INTO calls ({CALLS.columns}) VALUES ({CALLS.marks}) ON CONFLICT (id) DO NOTHING", calls)
+    if durations := [duration for settlement in settlements for duration in settlement.durations]:
+        _learn(db, durations)
+
+
+def _write_notices(db: sqlite3.Connection, settlements: Sequence[Settlement], written: set[str]) -> None:
+    """`written`: the jobs whose rows were written just now."""
+    notices = [notice for settlement in settlements for notice in settlement.notices]
+    insert_notices(db, notices)
+    outcomes = [outcome for settlement in settlements for outcome in settlement.outcomes]
+    settle_notices(db, outcomes)
+    if confirmations := [confirmation for settlement in settlements for confirmation in settlement.confirmations]:
+        db.executemany(_CONFIRM, [(None if one.status is None else one.status.value, one.job_id) for one in confirmations])
+    if repeats := [repeat for settlement in settlements for repeat in settlement.repeats]:
+        _repeat(db, repeats)
+    spoken_of = {notice.job_id for notice in notices} | {outcome.job_id for outcome in outcomes}
+    if heard := spoken_of - written - {None}:
+        db.execute(f"UPDATE jobs SET has_raw = 1 WHERE id {AMONG} AND has_raw = 0", (json_text(list(heard)),))
+
+
+def _repeat(db: sqlite3.Connection, repeats: Sequence[tuple[str, datetime]]) -> None:
+    rows = [(to_micros(at), notice_id) for notice_id, at in repeats]
+    db.executemany("UPDATE notices SET repeats = repeats + 1, last_at = ? WHERE id = ?", rows)
 
 
 def _submission_row(submission: Submission) -> tuple[str | int | None, ...]:
@@ -96,16 +115,17 @@ def _submission_row(submission: Submission) -> tuple[str | int | None, ...]:
 
 
 def _resize(db: sqlite3.Connection, submissions: Sequence[Submission]) -> None:
-    db.executemany("UPDATE submissions SET count = ? WHERE id = ?", [(submission.count, submission.id) for submission in submissions])
-    rows = [(json_text(submission.input), submission.id) for submission in submissions]
-    db.executemany("UPDATE inputs SET input = ? WHERE submission_id = ?", rows)
+    for submission in submissions:
+        db.execute("UPDATE submissions SET count = ? WHERE id = ?", (submission.count, submission.id))
+        db.execute("UPDATE inputs SET input = ? WHERE submission_id = ?", (json_text(submission.input), submission.id))
 
 
-def _write_jobs(db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
-    ids = json_text([job.id for job in jobs])
-    known = {row_id for (row_id,) in db.execute(f"SELECT id FROM jobs WHERE id {AMONG}", (ids,))}
-    _WRITE_JOBS.write(db, [JOBS.encode(job) for job in jobs if job.id in known])
-    insert_jobs(db, [job for job in jobs if job.id not in known])
+def _write_jobs(db: sqlite3.Connection, jobs: Sequence[Job], remote_ids: Mapping[str, str | None]) -> None:
+    known = [job for job in jobs if job.id in remote_ids]
+    _WRITE_JOBS.write(db, [(job.id, *_CHANGES.encode(job)) for job in known])
+    _WRITE_REMOTE_IDS.write(db, [(job.id, job.remote_id) for job in known if job.remote_id != remote_ids[job.id]])
+    if len(known) < len(jobs):
+        insert_jobs(db, [job for job in jobs if job.id not in remote_ids])
 
 
 def _learn(db: sqlite3.Connection, durations: Sequence[Duration]) -> None:
