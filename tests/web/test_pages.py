@@ -491,10 +491,14 @@ async def test_a_file_named_by_its_content_may_be_kept_for_ever(web: Web):
 
 
 async def test_a_page_weighs_little(web: Web):
-    for path in PATHS:
-        text = (await web.client.get(path)).text
-        links = re.findall(r'(?:src|href)="\./(static/[^"]+)"', text)
-        weight = len(text) + sum([len((await web.client.get("/" + link)).content) for link in links])
+    """With all files that it brings; a phone on a bad line has it soon."""
+    job = await web.succeed()
+    guide = re.findall(r'<a href="(guide/\w+)"', (await web.client.get("/guide")).text)
+    for path in (*PATHS, f"/jobs/{job.id}", "/sign-in", "/docs", "/openapi.json", "/guide", *(f"/{place}" for place in guide)):
+        text = (await web.client.get(path, follow_redirects=True)).text
+        links = re.findall(r'(?:src|href)="(?:\.\.?/)*(static/[^"]+)"', text)
+        assert links or path == "/openapi.json", path
+        weight = len(text.encode()) + sum([len((await web.client.get("/" + link)).content) for link in links])
         assert weight < 200_000, (path, weight)
 
 
