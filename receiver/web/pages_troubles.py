@@ -66,7 +66,7 @@ def public_url_troubles(services: Services) -> Iterator[Trouble]:
     server, fault = services.config.server, services.public_fault()
     said = f"{fault.detail} {fault.mend}" if fault else ""
     if not services.is_reachable():
-        detail = f"No callback comes home by {server.public_url}; jobs are polled instead. {said}"
+        detail = f"No callback comes home by {server.public_url}; jobs are polled instead. {said} It is tried again every few seconds."
         yield Trouble("bad", "The public URL is not reachable", detail)
     elif fault is not None and fault.is_proven:
         yield Trouble("warn", "Not every callback may come home", said)
@@ -167,7 +167,8 @@ def refusal_troubles(refusing: Iterable[Refusing]) -> Iterator[Trouble]:
 
 
 def tell_refusal(refusing: Refusing) -> str:
-    return f"{plural(refusing.count, 'job', 'jobs')} in a row failed at {refusing.provider}: {REFUSALS[refusing.code][2]}"
+    jobs = "job" if refusing.count == 1 else f"{refusing.count} jobs"
+    return f"The last {jobs} of {refusing.provider} failed: {REFUSALS[refusing.code][2]}"
 
 
 def find_refusing(jobs: Sequence[Job]) -> tuple[Refusing, ...]:
@@ -217,7 +218,7 @@ REFUSALS = {  # level, how many make a trouble, what it means, what to do
     "authentication": ("bad", 1, "it does not know the key", "Look at api_key of the account: does that key still count?"),
     "permission": ("bad", 1, "the key may not do this", "Look into its dashboard: rights of the key, a plan, a region."),
     "insufficient_balance": ("bad", 1, "there is no money left", "Top up there; then submit them anew."),
-    "provider_unavailable": ("bad", 2, "it cannot be reached", "Nothing was sent, nothing is billed: submit them anew when it is back."),
+    "provider_unavailable": ("bad", 1, "it cannot be reached", "Nothing was sent, nothing is billed: submit them anew when it is back."),
     "rate_limited": ("warn", 2, "too many at a time", "Set rate_limit to what the provider grants."),
     "provider_error": ("warn", 5, "it tried, and failed", "Look whether the provider tells of an outage."),
 }

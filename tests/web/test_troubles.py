@@ -38,24 +38,24 @@ async def test_the_overview_says_why_jobs_of_a_provider_fail_until_one_succeeds(
     await fail(web, "insufficient_balance", "You have 0 credits left.", 1)
     await fail(web, "insufficient_balance", "You have 0 credits left.", 2)
     said = await troubles(web)
-    assert "Act 2 jobs in a row failed at elkapi: there is no money left" in said
+    assert "Act The last 2 jobs of elkapi failed: there is no money left" in said
     assert "You have 0 credits left." in said
     await web.succeed(remote_id="remote-3")
-    assert "in a row" not in await troubles(web)
+    assert "The last" not in await troubles(web)
 
 
 async def test_what_only_one_request_has_brought_upon_itself_is_no_trouble(web: Web):
-    for number, code in enumerate(["content_rejected", "invalid_request", "cancelled", "provider_error", "provider_unavailable"]):
+    for number, code in enumerate(["content_rejected", "invalid_request", "cancelled", "provider_error", "rate_limited"]):
         await fail(web, code, "No.", number)
-    assert "in a row" not in await troubles(web)
+    assert "The last" not in await troubles(web)
 
 
 async def test_jobs_of_one_provider_say_nothing_of_another(web: Web):
     await fail(web, "authentication", "Invalid token.", 1)
     await web.succeed(PIXAZO, remote_id="remote-2")
     said = await troubles(web)
-    assert "1 job in a row failed at elkapi: it does not know the key" in said
-    assert "at pixazo" not in said
+    assert "The last job of elkapi failed: it does not know the key" in said
+    assert "of pixazo" not in said
 
 
 async def test_the_overview_replays_what_is_dead_and_tries_now_what_waits(web: Web):
@@ -125,7 +125,7 @@ async def test_a_guide_table_carries_its_heads_for_a_phone(web: Web):
 async def test_the_page_of_providers_agrees_with_the_overview(web: Web):
     await fail(web, "authentication", "Invalid token.", 1)
     page = await read(web, "/providers")
-    assert "elkapi failing 1 job in a row failed at elkapi: it does not know the key. Look at them" in page
+    assert "elkapi failing The last job of elkapi failed: it does not know the key. Look at them" in page
     assert "huzz well" in page
 
 
