@@ -71,7 +71,7 @@ class Rows(Generic[T]):
         self.codecs = by_name
         self._read = attrgetter(*self.fields)
         self._encode = [(index, by_name[field][0]) for index, field in enumerate(self.fields) if field in by_name]
-        self._decode = [(field, by_name[field][1]) for field in self.fields if field in by_name]
+        self._decode = [(index, by_name[field][1]) for index, field in enumerate(self.fields) if field in by_name]
         self.columns = ", ".join(self.fields)
         self.marks = ", ".join("?" * len(self.fields))
 
@@ -91,11 +91,12 @@ class Rows(Generic[T]):
 
     def decode(self, row: Sequence[Any], **beside: Any) -> T:
         """`row` begins with the columns of this table, in their order."""
-        values = dict(zip(self.fields, row, strict=False))
-        for field, decode in self._decode:
-            if values[field] is not None:
-                values[field] = decode(values[field])
-        return self.type(**values, **beside)
+        values = list(row)
+        for index, decode in self._decode:
+            value = values[index]
+            if value is not None:
+                values[index] = decode(value)
+        return self.type(**dict(zip(self.fields, values, strict=False)), **beside)
 
 
 STRINGS = json_codec(dict[str, str])

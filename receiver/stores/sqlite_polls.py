@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from receiver.model import Job, Poll, to_micros
 from receiver.stores.listings import OPEN_AFTER
 from receiver.stores.rows import AMONG, JOBS, POLLS, json_text
-from receiver.stores.sqlite_access import Access, Tx, one_by_one
+from receiver.stores.sqlite_access import Access, Tx, forgettable, one_by_one
 
 # What was asked for while the poll was under way is not lost when its result is written.
 _REPLACE = (
@@ -49,6 +49,7 @@ def write_polls(tx: Tx, polls: Sequence[Poll], answered: Collection[str]) -> Non
     tx.db.executemany(_PUT, [POLLS.encode(poll) for poll in polls if poll.job_id not in answered])
 
 
+@forgettable
 @one_by_one
 def _claim(tx: Tx, asked: tuple[datetime, int, Sequence[str]]) -> list[tuple[Poll, Job]]:
     now, limit, providers = asked
