@@ -397,4 +397,4 @@ def to_micros(at: datetime) -> int:
 
 
 def from_micros(micros: int) -> datetime:
-    return EPOCH + timedelta(0, 0, micros)  # by keyword it takes three times as long, and a page of jobs has hundreds
+    return EPOCH + micros * MICROSECOND  # a timedelta made by keyword takes three times as long, and a page of jobs has hundreds
