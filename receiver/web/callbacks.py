@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import structlog
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver.addresses import parse_networks
 from receiver.errors import BodyOverLimit, NotFound, Overloaded, ReceiverError, TooMany, Unavailable, UnknownProvider, Unproven
@@ -19,14 +19,14 @@ from receiver.web.guard import Sender, encode_headers
 from receiver.web.headroom import Headroom
 from receiver.web.operations import Answer, Operation
 from receiver.web.patience import Patience
+from receiver.web.prepared import Prepared
 from receiver.web.problems import last_resort, problem, problem_of
 from receiver.web.slowing import Slowing
 from receiver.web.views import Kept
 
 ORIGIN = re.compile(r"[A-Za-z0-9.:_-]{1,255}")
 PATH = re.compile(r"/callbacks/([^/]+)(?:/([^/]+))?/?")
-KEPT = b'{"ok":true}'
-KEPT_HEADERS = encode_headers(("Content-Type", "application/json"), ("Content-Length", str(len(KEPT))))
+KEPT = Prepared(encode_headers(("Content-Type", "application/json"), ("Content-Length", "11")), b'{"ok":true}')
 log = structlog.get_logger("receiver.web")
 HELD_BODIES = 64  # of the largest size, that may be in memory at once
 HELD_UNPROVEN = 16  # and as many that nothing is known of before they are whole: these must not crowd out the others
@@ -96,20 +96,17 @@ class Callbacks:
                 raise
             await last_resort()(scope, receive, sender)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Sender) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            response = await self._answer(scope, receive)
+            answer = await self._answer(scope, receive)
         except Unproven as error:
-            response = await self._refuse_slowly(scope, error)
+            answer = await self._refuse_slowly(scope, error)
         except ReceiverError as error:
             self._note_unkept(scope, error)
-            response = problem_of(error)
+            answer = problem_of(error)
         except Disconnected:
             return
-        if response is None:
-            await send.answer(KEPT_HEADERS, KEPT)
-        else:
-            await response(scope, receive, send)
+        await answer(scope, receive, send)
 
     def _note_unkept(self, scope: Scope, error: ReceiverError) -> None:
         """Strangers must not make up names to count under."""
@@ -124,8 +121,7 @@ class Callbacks:
             return problem_of(too_many)
         return problem_of(error)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Response | None:
-        """None: it is kept."""
+    async def _answer(self, scope: Scope, receive: Receive) -> ASGIApp:
         found = PATH.fullmatch(scope["path"])
         if found is None:
             raise NotFound("There is nothing at this address.")
@@ -147,7 +143,7 @@ class Callbacks:
         if inbox.wants_signature(provider):
             await inbox.prove_signature(provider, submission_id, present(scope, headers, body))
         await inbox.keep(provider, token, submission_id, headers, body)
-        return None
+        return KEPT
 
     async def _answer_probe(self, scope: Scope, receive: Receive, token: str | None) -> Response:
         """Our own question, asked from outside: is it we who answer under the public URL, and what arrived? Nothing is kept."""

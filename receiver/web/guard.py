@@ -160,12 +160,6 @@ class Sender:
                 headers.setdefault(name, value)
         await self._send(message)
 
-    async def answer(self, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """200 with headers that are encoded already, the security headers among them."""
-        self.has_started = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
-
 
 def encode_headers(*headers: tuple[str, str]) -> list[tuple[bytes, bytes]]:
     """These and the security headers, once for all answers."""

@@ -12,13 +12,14 @@ class Patience:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.waits: dict[Wait, None] = {}  # in the order of their beginning, which is that of their end
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> Wait:
-        loop = asyncio.get_running_loop()
-        if self._timer is None:
-            self._timer = loop.call_later(self.seconds, self._look, loop)
-        return Wait(self, loop.time() + self.seconds)
+        if self.loop is None or self._timer is None:
+            self.loop = asyncio.get_running_loop()  # now and then: it is a system call
+            self._timer = self.loop.call_later(self.seconds, self._look, self.loop)
+        return Wait(self, self.loop.time() + self.seconds)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         for wait in list(self.waits):
@@ -40,7 +41,7 @@ class Wait:
         self._has_given_up = False
 
     def __enter__(self) -> None:
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(self._patience.loop)
         self._patience.waits[self] = None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -14,6 +14,7 @@ import httpx
 from starlette.applications import Starlette
 
 from receiver.app import Clients, House, Plan, check
+from receiver.cli import service
 from receiver.clock import SystemClock
 from receiver.config import load
 from receiver.model import Channel, Family, Job, Output, Status, Update
@@ -122,3 +123,20 @@ async def open_web(folder: Path, server: str = "") -> AsyncIterator[Web]:
         app = create_app(services)
         client = await stack.enter_async_context(httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HERE))
         yield Web(app, services, client, tokens)
+
+
+@asynccontextmanager
+async def listen(web: Web) -> AsyncIterator[int]:
+    """The port where it answers as `receiver serve` would."""
+    up = asyncio.Event()
+    [listener] = service.open_sockets("127.0.0.1", 0, {}, "")
+    server = service.Server(service.make_config(web.app), up.set)
+    serving = asyncio.create_task(server.serve([listener]))
+    await asyncio.wait_for(up.wait(), 10)
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        web.app.state.waiting.stop()
+        server.should_exit = server.force_exit = True
+        await serving
+        listener.close()

@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from receiver.cli import service
-from tests.web.opened import open_web
+from tests.web.opened import listen, open_web
 
 pytestmark = pytest.mark.long
 
@@ -109,19 +108,8 @@ async def port(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
         monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
     elif importlib.util.find_spec("httptools") is None:
         pytest.skip("httptools is not installed")
-    async with open_web(tmp_path) as web:
-        up = asyncio.Event()
-        [listener] = service.open_sockets("127.0.0.1", 0, {}, "")
-        server = service.Server(service.make_config(web.app), up.set)
-        serving = asyncio.create_task(server.serve([listener]))
-        await asyncio.wait_for(up.wait(), BOUND)
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            web.app.state.waiting.stop()
-            server.should_exit = server.force_exit = True
-            await serving
-            listener.close()
+    async with open_web(tmp_path) as web, listen(web) as port:
+        yield port
 
 
 async def say(port: int, raw: bytes) -> bytes:

@@ -1,0 +1,94 @@
+"""A kept callback is answered by bytes that are ready: they say what any answer of ours says, over each HTTP parser that is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from receiver.web.guard import SECURITY_HEADERS
+from tests.web.opened import Web, listen, open_web
+
+BODY = b'{"id": "elk-1", "status": "in_progress"}'
+KEPT = b'{"ok":true}'
+BOUND = 10  # seconds
+
+
+class Line:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str) -> None:
+        self.reader, self.writer, self.path = reader, writer, path
+
+    def request(self, *headers: str, version: str = "1.1") -> bytes:
+        lines = [f"POST {self.path} HTTP/{version}", "Host: 127.0.0.1", f"Content-Length: {len(BODY)}", *headers]
+        return "\r\n".join([*lines, "", ""]).encode()
+
+    async def read(self) -> tuple[bytes, dict[str, str], bytes]:
+        """Status line, headers, body."""
+        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), BOUND)
+        first, *lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
+        headers = dict(line.decode().lower().split(": ", 1) for line in lines)
+        return first, headers, await asyncio.wait_for(self.reader.readexactly(int(headers.get("content-length", 0))), BOUND)
+
+    async def has_ended(self) -> bool:
+        return await asyncio.wait_for(self.reader.read(1), BOUND) == b""
+
+
+@pytest.fixture(params=["h11", "httptools"])
+async def web(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Web]:
+    if request.param == "h11":
+        monkeypatch.setitem(sys.modules, "httptools", None)
+        monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
+    elif importlib.util.find_spec("httptools") is None:
+        pytest.skip("httptools is not installed")
+    async with open_web(tmp_path) as web:
+        yield web
+
+
+@pytest.fixture
+async def line(web: Web) -> AsyncIterator[Line]:
+    submitted = await web.submit()
+    async with listen(web) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        yield Line(reader, writer, web.callback_path(submitted["submission_id"]))
+        writer.close()
+
+
+async def test_it_has_the_headers_of_every_answer_and_the_connection_stays(line: Line):
+    for _ in range(2):
+        line.writer.write(line.request() + BODY)
+        status, headers, body = await line.read()
+        assert (status, body) == (b"HTTP/1.1 200 OK", KEPT)
+        assert headers.keys() == {"date", "content-type", "content-length", *(name.lower() for name, _ in SECURITY_HEADERS)}
+        assert (headers["content-type"], headers["cache-control"]) == ("application/json", "no-store")
+
+
+async def test_requests_that_come_at_once_are_answered_one_by_one(line: Line, web: Web):
+    line.writer.write((line.request() + BODY) * 5)
+    assert [(await line.read())[2] for _ in range(5)] == [KEPT] * 5
+    assert await web.services.store.inbox_depth() == 5
+
+
+async def test_who_wants_the_connection_closed_has_it_closed(line: Line):
+    line.writer.write(line.request("Connection: close") + BODY)
+    status, headers, body = await line.read()
+    assert (status, headers["connection"], body) == (b"HTTP/1.1 200 OK", "close", KEPT)
+    assert await line.has_ended()
+
+
+async def test_who_speaks_the_older_http_has_the_connection_closed(line: Line):
+    line.writer.write(line.request(version="1.0") + BODY)
+    assert (await line.read())[2] == KEPT
+    assert await line.has_ended()
+
+
+async def test_who_asks_before_it_sends_is_told_to_go_on(line: Line):
+    line.writer.write(line.request("Expect: 100-continue"))
+    assert (await line.read())[0] == b"HTTP/1.1 100 Continue"
+    line.writer.write(BODY)
+    assert (await line.read())[2] == KEPT
