@@ -80,4 +80,4 @@ def _lower_escapes(quoted: str) -> str:
 
 
 def _encode(forms: Iterable[str]) -> tuple[bytes, ...]:
-    return tuple(form.encode() for form in forms)
+    return tuple(map(str.encode, forms))

@@ -17,10 +17,13 @@ class Runner:
         self.batches = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.turn = asyncio.Lock()
 
-    async def run(self, pieces):
-        self.batches.append(list(pieces))
-        await self.gate.wait()
+    async def run(self, take):
+        async with self.turn:
+            pieces = take()
+            self.batches.append(list(pieces))
+            await self.gate.wait()
         if "outage" in pieces:
             raise StoreUnavailable("disk full", retry_after=7)
         if "bad" in pieces:
@@ -128,6 +131,40 @@ async def test_an_answer_that_finds_nobody_is_handed_to_abandoned(runner, batche
     runner.gate.set()
     assert await batcher.put(1) == 2
     assert left == [42]
+
+
+async def test_the_next_batch_is_asked_for_while_one_is_under_way():
+    """Who runs them, a thread say, takes it without a word from the loop."""
+    taking, ended = [], asyncio.Event()
+
+    async def run(take):
+        taking.append(take)
+        await ended.wait()
+        return [piece * 2 for piece in take()] if len(taking) > 1 else first
+
+    batcher = Batcher(run)
+    tasks = await fill(batcher, 1)
+    while not taking:
+        await asyncio.sleep(0)
+    first = [piece * 2 for piece in taking[0]()]
+    tasks += await fill(batcher, 2)
+    while len(taking) < 2:
+        await asyncio.sleep(0)
+    tasks += await fill(batcher, 3)
+    assert len(taking) == 2  # one at most waits to begin, and it takes what comes until then
+    ended.set()
+    assert await asyncio.gather(*tasks) == [2, 4, 6]
+    await batcher.close()
+
+
+async def test_what_cannot_begin_fails_for_all_who_wait():
+    async def run(take):
+        raise StoreUnavailable("no connection")
+
+    batcher = Batcher(run)
+    answers = await asyncio.gather(batcher.put(1), batcher.put(2), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [StoreUnavailable] * 2
+    await batcher.close()
 
 
 async def test_closing_finishes_what_waits_and_takes_nothing_more(runner):

@@ -134,14 +134,18 @@ class _Piece(Generic[A, R]):
         return None if self.undo is None or isinstance(answer, Exception) else _Piece(*self.undo(answer))
 
 
+Take = Callable[[], Sequence[_Piece[Any, Any]]]
+
+
 class _Lane:
     """A queue of its own, so that work of one kind never waits for another's commit."""
 
-    def __init__(self, name: str, run: Callable[[_Lane, Sequence[_Piece[Any, Any]]], Awaitable[list[Any]]]) -> None:
+    def __init__(self, name: str, run: Callable[[_Lane, Take], Awaitable[list[Any]]]) -> None:
         self.name = name
         self.begin = BEGIN_LAZY if name in LAZY else BEGIN
         self.doubtful: list[_Piece[Any, Any]] = []  # what takes back a transaction whose end nobody knows
-        self.batcher: Batcher[_Piece[Any, Any]] = Batcher(lambda pieces: run(self, pieces))
+        self.batcher: Batcher[_Piece[Any, Any]] = Batcher(lambda take: run(self, take))
+        self.turn = asyncio.Lock()
 
 
 class Access:
@@ -215,7 +219,12 @@ class Access:
             await connection.execute("COMMIT")
             return answer
 
-    async def _run(self, lane: _Lane, pieces: Sequence[_Piece[Any, Any]]) -> list[Any]:
+    async def _run(self, lane: _Lane, take: Take) -> list[Any]:
+        async with lane.turn:
+            pieces = take()
+            return await self._run_taken(lane, pieces) if pieces else []
+
+    async def _run_taken(self, lane: _Lane, pieces: Sequence[_Piece[Any, Any]]) -> list[Any]:
         for left in reversed(range(TRIES)):
             try:
                 return await self._run_once(lane, pieces)
@@ -259,7 +268,7 @@ class Access:
         """Finish what waits, take nothing more, then do this."""
         self._is_closed = True
         await asyncio.gather(*(lane.batcher.close() for lane in self._lanes.values()))
-        await self._run(self._lanes[work.lane], [_Piece(work, None)])
+        await self._run(self._lanes[work.lane], lambda: [_Piece(work, None)])
 
 
 async def _do(tx: Tx, pieces: Sequence[_Piece[Any, Any]]) -> list[Any]:

@@ -248,11 +248,13 @@ class Access:
         self._writer: Connection | None = writer
         self._readers = [_Reader(reader) for reader in readers]
         self._watcher = watcher
+        self._opening = asyncio.Lock()
         self._wrote = asyncio.Event()
         self._writes = self._writes_seen = 0
         self._is_closed = False
         self._changes = 0
         self._bytes = 0
+        self._is_moving = False
         self._batcher: Batcher[_Piece] = Batcher(self._run, tidy=self._checkpoint)
 
     async def write(
@@ -264,10 +266,7 @@ class Access:
         """
         self._bytes += weight
 
-        def abandoned(result: R) -> None:
-            if undo is not None:
-                self._batcher.put_unattended(_Piece(*undo(result)))
-
+        abandoned = None if undo is None else lambda result: self._batcher.put_unattended(_Piece(*undo(result)))
         answer: R = await self._batcher.put(_Piece(work, argument), weight=weight, abandoned=abandoned)
         return answer
 
@@ -286,47 +285,63 @@ class Access:
         finally:
             reader.waiting -= 1
 
-    async def _run(self, pieces: Sequence[_Piece]) -> list[Any]:
+    async def _run(self, take: Callable[[], Sequence[_Piece]]) -> list[Any]:
+        """The writer's thread takes its next batch itself: through the loop it would wait for whatever that is just at."""
+        writer: Connection | None = None
         try:
-            if self._writer is None:
-                self._writer = await connect(self.path, self._lock)
-            writer = self._writer
-            answers, has_changed = await writer.run(lambda db: self._transact(db, pieces))
+            writer = await self._writing()
+            answers, changes = await writer.run(lambda db: self._transact(db, take()))
         except (sqlite3.Error, OSError) as error:
             if primary_code(error) in BROKEN:
-                await self._drop_writer()
+                await self._drop_writer(writer)
             raise translate(error) from error
-        if has_changed:
+        if changes:
+            self._changes += changes
             self._writes += 1
             self._wrote.set()
         return answers
 
-    def _transact(self, db: sqlite3.Connection, pieces: Sequence[_Piece]) -> tuple[list[Any], bool]:
+    async def _writing(self) -> Connection:
+        async with self._opening:
+            if self._writer is None:
+                self._writer = await connect(self.path, self._lock)
+            return self._writer
+
+    def _transact(self, db: sqlite3.Connection, pieces: Sequence[_Piece]) -> tuple[list[Any], int]:
+        """The answers, and how many rows were written."""
+        if not pieces:
+            return [], 0
         before = db.total_changes
         may_forget = all(piece.work in _FORGETTABLE for piece in pieces)
         with self._lock.held(), unsynced(db) if may_forget else nullcontext(), transaction(db):
             answers = _do(Tx(db, self.node), pieces)
-        changes = db.total_changes - before
-        self._changes += changes
-        return answers, changes > 0
+        return answers, db.total_changes - before
 
     async def _checkpoint(self) -> None:
-        """What is committed stays committed, so a checkpoint that fails is tried again later and fails no caller."""
-        if self._writer is None or (self._changes <= CHECKPOINT_CHANGES and self._bytes <= CHECKPOINT_BYTES):
+        """Most of it is moved beside the writer; what came meanwhile with nobody writing, for only then the log begins anew.
+
+        What is committed stays committed, so a checkpoint that fails is tried again later and fails no caller.
+        """
+        if self._is_moving or (self._changes <= CHECKPOINT_CHANGES and self._bytes <= CHECKPOINT_BYTES):
             return
+        self._is_moving = True
         self._changes = self._bytes = 0
         try:
-            await self._writer.run(self._move_log)
+            await self._watcher.run(_move_log)
+            writer = await self._writing()
+            await writer.run(self._move_rest)
         except (sqlite3.Error, OSError, StoreUnavailable):
             self._changes = CHECKPOINT_CHANGES
+        finally:
+            self._is_moving = False
 
-    def _move_log(self, db: sqlite3.Connection) -> None:
+    def _move_rest(self, db: sqlite3.Connection) -> None:
         with self._lock.held():
-            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            _move_log(db)
 
-    async def _drop_writer(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
+    async def _drop_writer(self, writer: Connection | None) -> None:
+        if writer is not None and writer is self._writer:
+            self._writer = None
             await close_connection(writer)
 
     async def data_version(self) -> int:
@@ -382,6 +397,10 @@ def _do(tx: Tx, pieces: Sequence[_Piece]) -> list[Any]:
         for index, answer in zip(indexes, work(tx, [pieces[index].argument for index in indexes]), strict=True):
             answers[index] = answer
     return answers
+
+
+def _move_log(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 def _in_one_view(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
