@@ -143,7 +143,7 @@ def find_protocol() -> type[asyncio.Protocol]:
 
         def on_headers_complete(self) -> None:
             super().on_headers_complete()
-            self.scope["extensions"] = {EXTENSION: partial(write_prepared, self.cycle)}
+            self.scope["extensions"] = {EXTENSION: partial(write_prepared, self.cycle)}  # type: ignore[dict-item]
 
         def on_body(self, body: bytes) -> None:
             self._held += len(body)
