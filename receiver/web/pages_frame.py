@@ -181,11 +181,11 @@ def go_to(request: Request, path: str) -> Response:
 
 def show_error(request: Request, error: ReceiverError) -> Response:
     """What went wrong, as a page with the status that the API would answer with."""
-    told = problem_of(error)
-    details = (
-        [f"{each.get('pointer') or each.get('parameter')}: {each['detail']}" for each in error.errors] if isinstance(error, Invalid) else []
-    )
-    response = show(request, "error.html", told.status_code, message=str(error), details=details)
+    told, message, details = problem_of(error), str(error), list[str]()
+    if isinstance(error, Invalid):
+        places = [(each.get("pointer") or each.get("parameter") or "").lstrip("/") for each in error.errors]
+        message, *details = [f"{place} {each['detail']}".strip() for place, each in zip(places, error.errors, strict=True)]
+    response = show(request, "error.html", told.status_code, message=message, details=details)
     if "retry-after" in told.headers:
         response.headers["Retry-After"] = told.headers["retry-after"]
     return response

@@ -76,6 +76,8 @@ def read_filter(fields: Form, base: JobFilter) -> JobFilter:
                 values["metadata"][name.removeprefix("metadata.")] = text
             elif name.startswith("created_"):
                 values[name] = parse_time(text)
+            elif name == "status" and text not in set(Status):
+                raise ValueError(f"is none of {', '.join(Status)}")
             elif name == "status":
                 values[name] = Status(text)
             elif name not in known:

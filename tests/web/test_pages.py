@@ -224,7 +224,8 @@ async def test_a_list_has_its_filters_in_its_address(web: Web):
     for query in (f"q={elk.id}", f"q={elk.remote_id}"):
         assert (await web.client.get(f"/jobs?{query}")).headers["location"] == f"./jobs/{elk.id}"
     assert "is none of" in await read(web, "/notices?outcome=no", 400)
-    for query in ("status=no", "colour=red", "cursor=no", "created_after=yesterday"):
+    assert "status is none of submitting, unconfirmed," in await read(web, "/jobs?status=no", 400)
+    for query in ("colour=red", "cursor=no", "created_after=yesterday"):
         assert "That did not work" in await read(web, f"/jobs?{query}", 400)
 
 
