@@ -285,7 +285,37 @@ def test_more_outputs_than_anyone_makes_are_unreadable():
 
 
 @pytest.mark.parametrize(
-    "link", ["file:///etc/passwd", "javascript:alert(1)", "//c/x", "https://", "https:///x", "https://c/\nx", "http://[::1", "x", "data:"]
+    ("link", "media_type"),
+    [
+        ("https://c", None),
+        ("HTTPS://c/a.png", "image/png"),
+        ("https://c.mov", None),  # a host, no file
+        ("https://c:8443/a.b/c.MP4?d=e.png#f.gif", "video/mp4"),
+        ("https://c?d=/e.png", None),
+        ("https://user:word@c/a.webp", "image/webp"),
+        ("http://[::1]/a.glb", "model/gltf-binary"),
+        ("https://bücher.example/ä.png", "image/png"),
+    ],
+)
+def test_every_form_of_a_link_is_an_output(link, media_type):
+    (output,) = poll(ACCOUNTS["elkapi"], 200, {"status": "completed", "outputs": [link]}).outputs
+    assert (output.url, output.media_type) == (link, media_type)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "file:///etc/passwd",
+        "javascript:alert(1)",
+        "//c/x",
+        "https://",
+        "https:///x",
+        "https://c/\nx",
+        "https://c:d@/x",
+        "http://[::1",
+        "x",
+        "data:",
+    ],
 )
 def test_only_links_are_outputs(link):
     assert poll(ACCOUNTS["elkapi"], 200, {"status": "completed", "outputs": [link]}).outputs == ()

@@ -59,6 +59,7 @@ MEDIA_TYPES = {
     "zip": "application/zip",
 }
 UNINFORMATIVE = ("application/octet-stream", "binary/octet-stream")
+PLAIN_LINK = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]+)?([/?#]|\Z)")  # nearly every link; urlsplit, ten times as slow, judges the others
 MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 
 
@@ -155,6 +156,8 @@ def is_link(text: str) -> bool:
         return "," in text
     if len(text) > MAX_URL or not text.isprintable():
         return False
+    if PLAIN_LINK.match(text):
+        return True
     try:
         parts = urlsplit(text)
         return parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -166,8 +169,8 @@ def guess_media_type(link: str) -> str | None:
     """By the extension of the path, or as a `data:` URI says."""
     if link[:5].lower() == "data:":
         return _data_type(link[5:].split(",", 1)[0].split(";", 1)[0])
-    extension = urlsplit(link).path.rpartition("/")[2].rpartition(".")[2]
-    return MEDIA_TYPES.get(extension.lower())
+    path = link.partition("#")[0].partition("?")[0].partition("://")[2].partition("/")[2]
+    return MEDIA_TYPES.get(path.rpartition("/")[2].rpartition(".")[2].lower())
 
 
 def read_media_type(value: Any) -> str | None:
