@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from math import inf
 from typing import Protocol
 
@@ -12,6 +14,7 @@ LAGS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.
 MILLISECONDS = "milliseconds"
 
 
+@cache
 def bucket(bound: float) -> str:
     """The name under which is counted what took no longer than this and longer than the bound before."""
     return f"up_to_{bound:g}"
@@ -42,7 +45,8 @@ class Counters:
     def observe(self, scope: str, seconds: float, bounds: Sequence[float]) -> None:
         """Count one more that took so long: under the first bound that it does not exceed, and in the sum."""
         seconds = max(seconds, 0.0)
-        self.add(scope, bucket(next((bound for bound in bounds if seconds <= bound), inf)))
+        at = bisect_left(bounds, seconds)
+        self.add(scope, bucket(bounds[at] if at < len(bounds) else inf))
         self.add(scope, MILLISECONDS, round(seconds * 1000))
 
     async def flush(self) -> None:

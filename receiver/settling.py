@@ -220,7 +220,7 @@ class Settling:
                     now,
                     known,
                     heard_at=before[job.id].updated_at if job.id in before else now,
-                    overdue=self.overdue_after(account, job) if self._pushes(account) else None,
+                    overdue=self.overdue_after(account, job) if not job.is_final and self._pushes(account) else None,
                     was_polled=job.id in polled,
                     is_news=is_news,
                 )
