@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlencode, urlsplit
 
@@ -19,6 +20,8 @@ from receiver.web.providers import show_breaker
 
 MANY = 100  # set-aside notices are counted up to here
 LITTLE_SPACE = 1024**3
+TOO_LONG = timedelta(minutes=1)  # for a notice to be settled
+HANGS = timedelta(minutes=5)  # nothing new was taken meanwhile
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -53,6 +56,7 @@ async def find_troubles(
         *public_url_troubles(services),
         *loop_troubles(services),
         *(await disk_troubles(services)),
+        *(await inbox_troubles(services)),
         *(await delivery_troubles(services, deliveries)),
         *job_troubles(services, jobs),
         *refusal_troubles(refusing),
@@ -94,6 +98,15 @@ async def disk_troubles(services: Services) -> list[Trouble]:
     return [Trouble("bad", "The disk is nearly full", f"{show_bytes(usage.free)} are free where the database is.")]
 
 
+async def inbox_troubles(services: Services) -> list[Trouble]:
+    oldest = await services.store.inbox_oldest()
+    waits = services.clock.now() - oldest if oldest else timedelta(0)
+    if waits < TOO_LONG:
+        return []
+    detail = f"The oldest of {await services.store.inbox_depth()} waits for {show_span(waits)}. Does a process with the role settle run?"
+    return [Trouble("bad", "Callbacks are kept and not settled", f"{detail} receiver poll starts one; its log says what keeps it.")]
+
+
 async def delivery_troubles(services: Services, deliveries: Mapping[tuple[str, str], int]) -> list[Trouble]:
     troubles = []
     for (handler, state), count in sorted(deliveries.items()):
@@ -110,7 +123,21 @@ async def delivery_troubles(services: Services, deliveries: Mapping[tuple[str, s
             title = f"{plural(count, 'delivery', 'deliveries')} to {handler} failed, to be tried again"
             detail = f"It is asked again by itself. {await last_error(services, handler, DeliveryState.RETRYING)}"
             troubles.append(Trouble("warn", title, detail, link, "Try now", "deliveries/replay", fields))
+        elif state == DeliveryState.PENDING and (busy := deliveries.get((handler, DeliveryState.RUNNING))):
+            since = await busy_since(services, handler)
+            if since is not None and (span := services.clock.now() - since) >= HANGS:
+                title = f"{handler} has been busy for {show_span(span)} with the same {'delivery' if busy == 1 else f'{busy} deliveries'}"
+                detail = (
+                    f"{plural(count, 'waits', 'wait')} behind. If it hangs, mend it, or set a timeout for it and start the server anew."
+                )
+                troubles.append(Trouble("warn", title, detail, "deliveries?" + urlencode({"state": "running", "handler": handler})))
     return troubles
+
+
+async def busy_since(services: Services, handler: str) -> datetime | None:
+    """When it took the latest of those that run."""
+    listed = await services.store.read_deliveries(DeliveryFilter(state=DeliveryState.RUNNING, handler=handler), MANY, None)
+    return max((row.updated_at for row in listed.rows), default=None)
 
 
 async def last_error(services: Services, handler: str, state: DeliveryState) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from receiver.clock import ManualClock
 from receiver.model import Channel, DeliveryState, JobError, Outcome, Status, Update
 from receiver.rules import apply_update
 from receiver.stores.base import NoticeBound
@@ -135,3 +136,23 @@ async def test_who_has_just_begun_is_told_how_to_go_on(web: Web):
     assert "There are no jobs yet" not in await read(web, "/")
     web.app.state.services = replace(web.services, accounts={})
     assert "No provider is configured" in await troubles(web)
+
+
+def later(web: Web, span: timedelta) -> None:
+    web.app.state.services = replace(web.services, clock=ManualClock(web.services.clock.now() + span))
+
+
+async def test_a_handler_that_hangs_is_named_with_what_waits_behind_it(web: Web):
+    await web.succeed()
+    await web.services.store.claim_deliveries(web.services.clock.now(), {"tell": 1})
+    later(web, timedelta(minutes=4))
+    assert "busy" not in await troubles(web)
+    later(web, timedelta(hours=2))
+    assert re.search(r"Look tell has been busy for 2 h( \d min)? with the same delivery 1 waits behind", await troubles(web))
+
+
+async def test_callbacks_that_nobody_settles_are_told(web: Web):
+    await web.services.store.keep_notice(make_notice(at=web.services.clock.now()), NoticeBound())
+    assert "not settled" not in await troubles(web)
+    later(web, timedelta(hours=1))
+    assert "Act Callbacks are kept and not settled The oldest of 1 waits for 1 h. Does a process" in await troubles(web)
