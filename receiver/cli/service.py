@@ -111,9 +111,12 @@ async def run_roles(plan: Plan, roles: Sequence[str], sockets: list[socket.socke
             await stop.wait()
         else:
             from receiver.web.application import create_app
+            from receiver.web.pages_frame import prepare
 
             app = create_app(services)
+            preparing = asyncio.create_task(asyncio.to_thread(prepare), name="prepare pages")
             await serve_until_stopped(app, sockets, stop, on_stop=app.state.waiting.stop)
+            await preparing
         notify_systemd("STOPPING=1", os.environ)
         log.info("receiver.stopping", roles=list(roles))
 

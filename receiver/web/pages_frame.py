@@ -74,6 +74,13 @@ def templates() -> Environment:
     return environment
 
 
+def prepare() -> None:
+    """Read the files and compile the templates now, so that the first person to look need not wait for it."""
+    static_marks()
+    for name in templates().list_templates(extensions=["html"]):
+        templates().get_template(name)
+
+
 # Values for people
 
 

@@ -17,7 +17,7 @@ from receiver.model import Channel, DeliveryState, JobError, Outcome, Output, St
 from receiver.probing import Cause, Fault
 from receiver.rules import apply_update
 from receiver.stores.base import DeliveryFilter, NoticeBound
-from receiver.web.pages_frame import STATIC, show_span, static_marks
+from receiver.web.pages_frame import STATIC, prepare, show_span, static_marks, templates
 from tests.factories import make_notice
 from tests.web.opened import ELK, Web, open_web
 
@@ -489,6 +489,13 @@ async def test_a_file_named_by_its_content_may_be_kept_for_ever(web: Web):
     assert "immutable" in (await web.client.get(f"/static/pages.css?v={mark}")).headers["cache-control"]
     assert (await web.client.get("/static/pages.css?v=0")).headers["cache-control"] == "no-cache"
     assert (await web.client.get("/static/pages.css")).headers["cache-control"] == "no-cache"
+
+
+def test_what_is_prepared_at_the_start_is_not_compiled_under_a_look(monkeypatch: pytest.MonkeyPatch):
+    prepare()
+    monkeypatch.setattr(templates().loader, "load", None)
+    for path in (STATIC.parent / "templates").glob("*.html"):
+        assert templates().get_template(path.name)
 
 
 async def test_a_page_weighs_little(web: Web):
