@@ -14,9 +14,9 @@ from receiver.stores.postgres_access import Access, Tx, work
 from receiver.stores.postgres_inbox import SETTLE_NOTICES, insert_notices, outcome_arrays
 from receiver.stores.postgres_outbox import insert_deliveries, insert_events
 from receiver.stores.postgres_polls import write_polls
-from receiver.stores.postgres_rows import CALL_TABLE, JOB_TABLE
+from receiver.stores.postgres_rows import CALL_TABLE, JOB_TABLE, Table
 from receiver.stores.postgres_submissions import insert_jobs, load_families
-from receiver.stores.rows import JOB_KEEPS, JOBS, decode_outputs, json_text
+from receiver.stores.rows import JOB_KEEPS, JOBS, Rows, decode_outputs, json_text
 
 T = TypeVar("T")
 
@@ -27,7 +27,15 @@ _WRITE_SUBMISSIONS = (
     " FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS new (id, state, attempts, next_attempt_at, sent_at)"
     " WHERE submissions.id = new.id"
 )
-_WRITE_JOBS = JOB_TABLE.insert(f"ON CONFLICT (id) DO UPDATE SET {JOBS.replacing(but=JOB_KEEPS)}, has_raw = true")
+# The jobs stay locked: see the outbox.
+_LOCK = (
+    "WITH family AS MATERIALIZED (SELECT id, version FROM submissions WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE)"
+    " SELECT family.id, family.version, job.id, job.sequence, job.outputs FROM family JOIN jobs AS job ON job.submission_id = family.id"
+    " ORDER BY job.id FOR UPDATE OF job"
+)
+_CHANGES = Table("jobs", Rows(Job, JOBS.codecs, beside=[field for field in JOB_KEEPS if field != "id"]))
+_CHANGED = ", ".join(f"{field} = new.{field}" for field in _CHANGES.rows.fields if field != "id")
+_WRITE_JOBS = f"UPDATE jobs SET {_CHANGED}, has_raw = true FROM {_CHANGES.unnest()} WHERE jobs.id = new.id"
 _CONFIRM = (
     "UPDATE notices SET outcome = CASE WHEN notices.status IS NOT DISTINCT FROM new.status THEN 'applied' ELSE 'refuted' END"
     " FROM unnest($1::text[], $2::text[]) AS new (job_id, status) WHERE notices.job_id = new.job_id AND notices.outcome = 'waiting'"
@@ -42,25 +50,20 @@ _LEARN = "INSERT INTO durations (provider, model, seconds) SELECT * FROM unnest(
 @work("settling")
 async def _settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> list[list[bool]]:
     ids = sorted({settlement.submission.id for settlements in calls for settlement in settlements})
-    locked = await tx.look("SELECT id, version FROM submissions WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE", ids)
-    answers, won = choose_current(calls, {row[0]: row[1] for row in locked})
+    locked = await tx.look(_LOCK, ids)
+    answers, won = choose_current(calls, {submission_id: version for submission_id, version, *_ in locked})
     if won:
-        standing = await _read_standing(tx, sorted(settlement.submission.id for settlement in won))
+        standing = {job_id: Standing(sequence, decode_outputs(outputs)) for _, _, job_id, sequence, outputs in locked}
         await _write(tx, merge(won, standing), set(standing))
     return answers
-
-
-async def _read_standing(tx: Tx, ids: Sequence[str]) -> dict[str, Standing]:
-    """The jobs stay locked: see the outbox."""
-    rows = await tx.look("SELECT id, sequence, outputs FROM jobs WHERE submission_id = ANY($1::text[]) ORDER BY id FOR UPDATE", ids)
-    return {job_id: Standing(sequence, decode_outputs(outputs)) for job_id, sequence, outputs in rows}
 
 
 async def _write(tx: Tx, settlements: Sequence[Settlement], known: set[str]) -> None:
     await tx.execute(_WRITE_SUBMISSIONS, *_submission_arrays(tx, [settlement.submission for settlement in settlements]), tx.node)
     await _resize(tx, [settlement.submission for settlement in settlements if settlement.is_resized])
-    await _write_jobs(tx, _all(settlement.jobs for settlement in settlements), known)
-    await _write_notices(tx, settlements)
+    jobs = _all(settlement.jobs for settlement in settlements)
+    await _write_jobs(tx, jobs, known)
+    await _write_notices(tx, settlements, {job.id for job in jobs})
     await insert_events(tx, [(event, event.subject) for event in _all(settlement.events for settlement in settlements)])
     await insert_deliveries(tx, _all(settlement.deliveries for settlement in settlements))
     answered = set(_all(settlement.polls_answered for settlement in settlements))
@@ -97,12 +100,13 @@ async def _resize(tx: Tx, submissions: Sequence[Submission]) -> None:
 
 async def _write_jobs(tx: Tx, jobs: Sequence[Job], known: set[str]) -> None:
     if changed := [job for job in jobs if job.id in known]:
-        await tx.execute(_WRITE_JOBS, *JOB_TABLE.arrays(changed, tx.shift))
+        await tx.execute(_WRITE_JOBS, *_CHANGES.arrays(changed, tx.shift))
     if new := [job for job in jobs if job.id not in known]:
         await insert_jobs(tx, new)
 
 
-async def _write_notices(tx: Tx, settlements: Sequence[Settlement]) -> None:
+async def _write_notices(tx: Tx, settlements: Sequence[Settlement], written: set[str]) -> None:
+    """`written`: the jobs whose rows were written just now."""
     notices = _all(settlement.notices for settlement in settlements)
     await insert_notices(tx, notices)
     outcomes = _all(settlement.outcomes for settlement in settlements)
@@ -113,7 +117,7 @@ async def _write_notices(tx: Tx, settlements: Sequence[Settlement]) -> None:
         await tx.execute(_CONFIRM, list(confirmations), statuses)
     await _repeat(tx, _all(settlement.repeats for settlement in settlements))
     spoken_of = [notice.job_id for notice in notices] + [outcome.job_id for outcome in outcomes]
-    heard = sorted({job_id for job_id in spoken_of if job_id is not None})
+    heard = sorted({job_id for job_id in spoken_of if job_id is not None} - written)
     if heard:
         await tx.execute("UPDATE jobs SET has_raw = true WHERE id = ANY($1::text[]) AND NOT has_raw", heard)
 
@@ -144,7 +148,7 @@ async def _load(tx: Tx, statement: str, *values: Any) -> list[Family]:
 
 class SettlingPart(Access):
     async def load_families(self, submission_ids: Sequence[str]) -> dict[str, Family]:
-        return await self.read(lambda tx: load_families(tx, submission_ids), is_view=True)
+        return await self.read(lambda tx: load_families(tx, submission_ids))
 
     async def find_open_jobs(self, provider: str, remote_ids: Sequence[str]) -> list[Job]:
         return await self.read(lambda tx: _find_jobs(tx, provider, remote_ids, "(NOT is_final OR is_own_verdict)"))

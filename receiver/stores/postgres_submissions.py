@@ -3,35 +3,40 @@
 # ruff: noqa: S608  # only names of columns and fixed conditions are put into statements; values are bound
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from receiver.errors import KeyReused
-from receiver.model import Family, Job
+from receiver.model import Family, Job, Submission
 from receiver.stores.base import Replayed
 from receiver.stores.postgres_access import Access, Tx, Work, each, work
 from receiver.stores.postgres_rows import JOB_TABLE, SUBMISSION_TABLE
 from receiver.stores.rows import decode_input, json_text
 
-_INPUT = "(SELECT input FROM inputs WHERE submission_id = submissions.id)"
-_LOAD_JOBS = f"SELECT {JOB_TABLE.columns} FROM jobs WHERE submission_id = ANY($1::text[]) ORDER BY submission_id, position"
-_LOAD_SUBMISSIONS = f"SELECT {SUBMISSION_TABLE.columns}, {_INPUT} FROM submissions WHERE id = ANY($1::text[])"
+# Each job with its submission. The input, which may be large, comes with the first one.
+_LOAD = (
+    f"SELECT {JOB_TABLE.columns_of('job')}, {SUBMISSION_TABLE.columns_of('submission')},"
+    " CASE WHEN job.position = min(job.position) OVER (PARTITION BY submission.id)"
+    " THEN (SELECT input FROM inputs WHERE submission_id = submission.id) END"
+    " FROM submissions AS submission JOIN jobs AS job ON job.submission_id = submission.id"
+    " WHERE submission.id = ANY($1::text[]) ORDER BY submission.id, job.position"
+)
 
 
 async def load_families(tx: Tx, submission_ids: Iterable[str]) -> dict[str, Family]:
-    """Over one view, or while the submissions are locked."""
     ids = list(submission_ids)
     if not ids:
         return {}
-    jobs: dict[str, list[Job]] = {}
-    for row in await tx.look(_LOAD_JOBS, ids):
+    submissions: dict[str, Submission] = {}
+    jobs: defaultdict[str, list[Job]] = defaultdict(list)
+    for row in await tx.look(_LOAD, ids):
         job = JOB_TABLE.decode(row, tx.shift)
-        jobs.setdefault(job.submission_id, []).append(job)
-    families = {}
-    for row in await tx.look(_LOAD_SUBMISSIONS, ids):
-        submission = SUBMISSION_TABLE.decode(row, tx.shift, input=decode_input(row[-1]))
-        families[submission.id] = Family(submission, tuple(jobs.get(submission.id, ())))
-    return families
+        jobs[job.submission_id].append(job)
+        if job.submission_id not in submissions:
+            submission = SUBMISSION_TABLE.decode(row[JOB_TABLE.width :], tx.shift, input=decode_input(row[-1]))
+            submissions[job.submission_id] = submission
+    return {submission_id: Family(submission, tuple(jobs[submission_id])) for submission_id, submission in submissions.items()}
 
 
 async def insert_jobs(tx: Tx, jobs: Sequence[Job]) -> None:
