@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TextIO
 
 import structlog
@@ -20,6 +20,7 @@ from receiver.tracing import current
 QUIET, NORMAL, VERBOSE = logging.WARNING, logging.INFO, logging.DEBUG
 # Whole URLs stand in their lines, or they say at INFO what our own lines say.
 NOISY = ("httpx", "httpcore", "uvicorn", "sse_starlette", "asyncio", "aiosqlite")
+ENCODER = json.JSONEncoder(default=str)
 CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -41,20 +42,59 @@ def set_up_logs(*, level: int = NORMAL, masker: MaskText | None = None, stream: 
         structlog.stdlib.add_logger_name,
         stamp,
     ]
-    handler = logging.StreamHandler(out)
-    finish: list[Processor] = [ProcessorFormatter.remove_processors_meta, format_exc_info, Mask(masker, is_terminal)]
-    handler.setFormatter(ProcessorFormatter(foreign_pre_chain=shared, processors=[*finish, console() if is_terminal else render_json]))
+    finish: list[Processor] = [format_exc_info, Mask(masker, is_terminal), console() if is_terminal else render_json]
+    handler = Lines(out, finish)
+    handler.setFormatter(ProcessorFormatter(foreign_pre_chain=shared, processors=[ProcessorFormatter.remove_processors_meta, *finish]))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
     for name in NOISY:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
     structlog.configure(
-        processors=[*shared, ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        processors=[*shared, as_it_is],
+        logger_factory=OurLogger,
         wrapper_class=structlog.make_filtering_bound_logger(level),  # what is not told costs nothing
         cache_logger_on_first_use=True,
     )
+
+
+class Lines(logging.StreamHandler[TextIO]):
+    """Writes every line. Our own, which are many, come as they are: as records of the standard library they would cost twice as much."""
+
+    def __init__(self, out: TextIO, finish: Sequence[Processor]) -> None:
+        super().__init__(out)
+        self._finish = finish
+
+    def tell(self, event: Any) -> None:
+        self.acquire()
+        try:
+            for process in self._finish:
+                event = process(None, "", event)
+            self.stream.write(f"{event}{self.terminator}")
+            self.flush()
+        except Exception:  # a line that cannot be written stops nobody
+            self.handleError(logging.makeLogRecord({"msg": "a line of ours"}))
+        finally:
+            self.release()
+
+
+class OurLogger:
+    """Hands our lines to where those of the standard library go."""
+
+    def __init__(self, name: str = "receiver") -> None:
+        self.name = name
+
+    def tell(self, event: EventDict) -> None:
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, Lines):
+                handler.tell(event)
+
+    debug = info = warning = error = critical = tell
+
+
+def as_it_is(_: WrappedLogger, __: str, event: EventDict) -> tuple[tuple[EventDict], dict[str, Any]]:
+    """The arguments for OurLogger."""
+    return (event,), {}
 
 
 def add_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -73,7 +113,7 @@ def console() -> ConsoleRenderer:
 def render_json(_: WrappedLogger, __: str, event: EventDict) -> str:
     """What a line says first stands first."""
     first = {key: event.pop(key) for key in ("timestamp", "level", "event", "logger") if key in event}
-    return json.dumps({**first, **event}, default=str)
+    return ENCODER.encode({**first, **event})
 
 
 class Mask:
@@ -87,11 +127,12 @@ class Mask:
         return {key: self._clean(value) for key, value in event.items()}
 
     def _clean(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: self._clean(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._clean(inner) for inner in value]
-        if value is None or isinstance(value, bool | int | float):
-            return value
+        if not isinstance(value, str):
+            if isinstance(value, dict):
+                return {key: self._clean(inner) for key, inner in value.items()}
+            if isinstance(value, list | tuple):
+                return [self._clean(inner) for inner in value]
+            if value is None or isinstance(value, bool | int | float):
+                return value
         text = self._mask(str(value))
         return text.translate(CONTROL) if self._is_terminal else text

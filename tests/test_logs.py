@@ -56,6 +56,43 @@ def test_a_handler_may_log_as_the_standard_library_does():
     assert (line["event"], line["handler"]) == ("stored a.png of 3", "mine")
 
 
+def test_a_logger_that_is_in_use_goes_where_the_last_set_up_says():
+    log, first, second = structlog.get_logger("receiver.settler"), io.StringIO(), io.StringIO()
+    set_up_logs(stream=first)
+    log.info("a")
+    first.close()
+    set_up_logs(stream=second)
+    log.info("b")
+    assert [line["event"] for line in lines(second)] == ["b"]
+
+
+def test_a_line_that_cannot_be_written_stops_nobody(capsys):
+    class Odd:
+        def __str__(self):
+            raise RuntimeError("no words")
+
+    out = io.StringIO()
+    set_up_logs(stream=out)
+    log = structlog.get_logger("receiver.settler")
+    log.info("odd", thing=Odd())
+    log.info("whole")
+    assert [line["event"] for line in lines(out)] == ["whole"]
+    assert "no words" in capsys.readouterr().err
+    out.close()
+    log.info("closed")
+
+
+def test_an_exception_is_told_whole():
+    out = io.StringIO()
+    set_up_logs(stream=out)
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        structlog.get_logger("handler.mine").exception("failed")
+    [line] = lines(out)
+    assert (line["level"], line["exception"].splitlines()[-1]) == ("error", "ValueError: broken")
+
+
 def test_the_standard_library_logs_through_the_same_lines():
     out = io.StringIO()
     set_up_logs(stream=out)
