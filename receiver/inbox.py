@@ -22,7 +22,8 @@ from receiver.model import Channel, Notice
 from receiver.providers.account import Account
 from receiver.providers.signatures import Keys, Presented, make_keys, prove
 from receiver.providers.spec import Spec
-from receiver.stores.base import NoticeBound, Store
+from receiver.stores.base import Store
+from receiver.stores.terms import NoticeBound
 from receiver.tokens import Tokens
 
 KEPT_HEADERS = ("content-type", "content-encoding", "user-agent", "x-hoox-webhook")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from receiver.stores.base import NoticeBound
+from receiver.stores.terms import NoticeBound
 
 WINDOW = timedelta(minutes=10)  # what was signed may be sent again for as long as its time is believed
 BOUND = NoticeBound(callbacks=10_000, bytes=256 * 1024 * 1024)

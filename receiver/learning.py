@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from receiver.model import Channel, Job, Status, Update
 from receiver.providers.account import Account
-from receiver.stores.base import Duration, Learned
+from receiver.stores.terms import Duration, Learned
 
 ENOUGH = 10  # durations before they count for more than the prior
 QUANTILE = 0.95

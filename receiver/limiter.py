@@ -10,7 +10,8 @@ import structlog
 from receiver.backoff import jittered
 from receiver.herald import Herald
 from receiver.providers.account import Account
-from receiver.stores.base import Breaker, Store
+from receiver.stores.base import Store
+from receiver.stores.terms import Breaker
 
 TRIP_AFTER = 5  # failures in a row
 FIRST_PAUSE = timedelta(seconds=5)

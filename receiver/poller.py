@@ -36,7 +36,7 @@ from receiver.providers.requests import (
 )
 from receiver.rules import Change, apply_update
 from receiver.settling import Decide, Decision, Settling, body_hash, in_turn
-from receiver.stores.base import Confirmation
+from receiver.stores.terms import Confirmation
 from receiver.tracing import Span
 from receiver.verdicts import not_found
 

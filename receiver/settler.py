@@ -19,7 +19,7 @@ from receiver.normalize import read_callback
 from receiver.providers.account import Account
 from receiver.rules import Change, apply_update, may_adopt
 from receiver.settling import Decide, Decision, Settling
-from receiver.stores.base import NoticeBound, NoticeFilter, NoticeOutcome
+from receiver.stores.terms import NoticeBound, NoticeFilter, NoticeOutcome
 from receiver.tracing import Span
 
 BATCH = 200

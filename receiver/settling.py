@@ -28,7 +28,8 @@ from receiver.pacing import next_poll, urgent_poll
 from receiver.providers.account import Account
 from receiver.routing import make_deliveries
 from receiver.rules import Change
-from receiver.stores.base import Confirmation, Duration, Learned, NoticeOutcome, Settlement, Store
+from receiver.stores.base import Store
+from receiver.stores.terms import Confirmation, Duration, Learned, NoticeOutcome, Settlement
 from receiver.tokens import Tokens
 from receiver.tracing import NOTHING, OFF, Span, Tracing, begin_event, current, same_trace
 

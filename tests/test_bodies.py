@@ -14,9 +14,9 @@ from msgspec.structs import replace
 
 from receiver.model import Outcome, Status
 from receiver.stores import open_store
-from receiver.stores.base import NoticeBound, NoticeFilter, NoticeOutcome, Settlement
 from receiver.stores.migrate import load_migrations, migrate_sqlite
 from receiver.stores.postgres_migrate import migrate_postgres
+from receiver.stores.terms import NoticeBound, NoticeFilter, NoticeOutcome, Settlement
 from tests.factories import NOW, make_notice, make_running_family
 from tests.postgres import connect, get_server
 

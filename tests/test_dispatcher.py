@@ -12,7 +12,7 @@ from receiver.dispatcher import Dispatcher
 from receiver.masking import Masker
 from receiver.model import DeliveryState
 from receiver.stores import open_store
-from receiver.stores.base import DeliveryFilter, Settlement
+from receiver.stores.terms import DeliveryFilter, Settlement
 from tests.factories import make_delivery, make_event, make_running_family
 
 SOON = timedelta(seconds=10)

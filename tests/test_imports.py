@@ -24,6 +24,7 @@ PASSES = DECIDES | {
     "services",
     "herald",
     "stores.base",
+    "stores.terms",
     "tracing",
 }
 
@@ -55,7 +56,7 @@ MAY = {
     "guarded": VALUES | {"addresses", "guard", "net", "unpacking"},
     "jwks": PASSES,
     "inbox": PASSES | {"unpacking", "jwks", "inflow"},
-    "inflow": {"stores.base"},
+    "inflow": {"stores.base", "stores.terms"},
     "submitter": PASSES,
     "settler": PASSES,
     "poller": PASSES,

@@ -16,9 +16,9 @@ from receiver.errors import ConfigError
 from receiver.keys import ApiKey, Scope
 from receiver.model import DeliveryState, JobError, Outcome, Status
 from receiver.stores import open_store
-from receiver.stores.base import DeliveryFilter, Duration, JobFilter, NoticeBound, NoticeFilter, Settlement
 from receiver.stores.moved import note_of
 from receiver.stores.moving import LEFT, TABLES, move
+from receiver.stores.terms import DeliveryFilter, Duration, JobFilter, NoticeBound, NoticeFilter, Settlement
 from tests.factories import (
     NOW,
     make_call,

@@ -17,7 +17,7 @@ from receiver.outputs import OutputGone, Outputs
 from receiver.providers.account import make_account
 from receiver.providers.loader import load_specs
 from receiver.stores import open_store
-from receiver.stores.base import NoticeBound
+from receiver.stores.terms import NoticeBound
 from tests.factories import NOW, make_family, make_notice, make_output
 from tests.loopback import by_path, free_port, response, say, say_and_close, serve
 

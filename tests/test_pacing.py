@@ -10,7 +10,7 @@ from receiver.model import Channel, FinishedBy, Status, Update
 from receiver.pacing import next_poll, urgent_poll
 from receiver.providers.account import make_account
 from receiver.providers.loader import load_specs
-from receiver.stores.base import Learned
+from receiver.stores.terms import Learned
 from tests.factories import NOW, make_job, make_poll
 
 SECOND = timedelta(seconds=1)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from receiver.app import check, run
 from receiver.config import load
-from receiver.stores.base import JobFilter, Settlement
+from receiver.stores.terms import JobFilter, Settlement
 from tests.factories import make_poll, make_running_family
 from tests.loopback import response, serve
 

@@ -16,9 +16,9 @@ from receiver.clock import SystemClock
 from receiver.errors import ConfigError, Conflict, StoreUnavailable
 from receiver.model import DeliveryState, JobError, Status
 from receiver.stores import open_store, postgres_nodes
-from receiver.stores.base import DeliveryFilter, JobFilter, NoticeBound, Settlement
 from receiver.stores.postgres_changes import CHANNEL, TELL_EVERY
 from receiver.stores.postgres_outbox import insert_events
+from receiver.stores.terms import DeliveryFilter, JobFilter, NoticeBound, Settlement
 from tests.factories import (
     NOW,
     make_delivery,

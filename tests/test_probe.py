@@ -16,7 +16,8 @@ from receiver.net import ProviderClient
 from receiver.probe import FRESH, PROBE_EVERY, Probe
 from receiver.probing import Cause
 from receiver.stores import open_store
-from receiver.stores.base import NoticeBound, Store
+from receiver.stores.base import Store
+from receiver.stores.terms import NoticeBound
 from receiver.tokens import Tokens
 from tests.factories import NOW, make_notice, make_poll, make_running_family, seconds
 from tests.loopback import response, serve
@@ -147,7 +148,7 @@ async def test_what_is_under_way_where_callbacks_are_due_counts_as_overdue(tmp_p
 
 
 async def settle(store, family, polls):
-    from receiver.stores.base import Settlement
+    from receiver.stores.terms import Settlement
 
     stored = (await store.load_families([family.submission.id]))[family.submission.id]
     assert await store.settle(

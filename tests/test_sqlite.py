@@ -19,8 +19,8 @@ from msgspec.structs import replace
 from receiver.errors import ConfigError, Conflict, StoreUnavailable
 from receiver.model import DeliveryState, JobError, Outcome, Status
 from receiver.stores import open_store
-from receiver.stores.base import DeliveryFilter, JobFilter, NoticeBound, NoticeFilter, Settlement
 from receiver.stores.sqlite import refuse_network
+from receiver.stores.terms import DeliveryFilter, JobFilter, NoticeBound, NoticeFilter, Settlement
 from tests.factories import NOW, make_delivery, make_event, make_family, make_notice, make_poll, make_running_family
 
 BOUND = NoticeBound(callbacks=10**6, bytes=10**9)
@@ -215,7 +215,7 @@ class TestNodes:
 CHILD = """
 import asyncio, sys
 from receiver.stores import open_store
-from receiver.stores.base import NoticeBound
+from receiver.stores.terms import NoticeBound
 from tests.factories import make_notice
 
 async def keep(store, name):

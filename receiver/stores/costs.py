@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from receiver.stores.base import REFUNDED, CostSum, JobFilter
 from receiver.stores.listings import Statement, job_terms
+from receiver.stores.terms import REFUNDED, CostSum, JobFilter
 
 DAY = timedelta(days=1)
 DAY_MICROS = 86_400_000_000

@@ -11,8 +11,8 @@ import msgspec
 
 from receiver.errors import Invalid
 from receiver.model import DeliveryState, Notice, to_micros
-from receiver.stores.base import DeliveryFilter, JobFilter, NoticeFilter, Page
 from receiver.stores.rows import DELIVERIES, JOBS, NOTICES
+from receiver.stores.terms import DeliveryFilter, JobFilter, NoticeFilter, Page
 
 T = TypeVar("T")
 Statement = tuple[str, list[Any]]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from receiver.model import Event, Job, Output
-from receiver.stores.base import Settlement
+from receiver.stores.terms import Settlement
 
 
 class Standing(NamedTuple):

@@ -12,12 +12,12 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from receiver.model import Delivery, DeliveryState, Event, Stored
-from receiver.stores.base import DeliveryFilter
 from receiver.stores.listings import delivery_conditions
 from receiver.stores.postgres_access import Access, Tx, each, work
 from receiver.stores.postgres_outbox import NOT_DUE, READY, free_followers, lock_jobs, write_emitted, write_stored
 from receiver.stores.postgres_rows import DELIVERY_TABLE, numbered
 from receiver.stores.rows import decode_event
+from receiver.stores.terms import DeliveryFilter
 
 PROMOTED_TOGETHER = 5_000
 REPLAYED_TOGETHER = 1_000

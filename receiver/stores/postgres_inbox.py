@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from receiver.model import Notice
-from receiver.stores.base import NoticeBound, NoticeOutcome
 from receiver.stores.claiming import choose_notices
 from receiver.stores.postgres_access import Access, Tx, each, work
 from receiver.stores.postgres_rows import NOTICE_TABLE
 from receiver.stores.rows import BODY
+from receiver.stores.terms import NoticeBound, NoticeOutcome
 
 CLAIMING = 4711_0002  # the advisory lock under which notices are claimed
 

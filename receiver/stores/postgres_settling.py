@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from receiver.model import Family, Job, Submission
-from receiver.stores.base import Settlement
 from receiver.stores.merging import Standing, choose_current, merge
 from receiver.stores.postgres_access import Access, Tx, work
 from receiver.stores.postgres_inbox import SETTLE_NOTICES, insert_notices, outcome_arrays
@@ -17,6 +16,7 @@ from receiver.stores.postgres_polls import write_polls
 from receiver.stores.postgres_rows import CALL_TABLE, JOB_TABLE, Table
 from receiver.stores.postgres_submissions import insert_jobs, load_families
 from receiver.stores.rows import JOB_KEEPS, JOBS, Rows, decode_outputs, json_text
+from receiver.stores.terms import Settlement
 
 T = TypeVar("T")
 

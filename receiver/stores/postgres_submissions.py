@@ -9,10 +9,10 @@ from datetime import datetime
 
 from receiver.errors import KeyReused
 from receiver.model import Family, Job, Submission
-from receiver.stores.base import Replayed
 from receiver.stores.postgres_access import Access, Tx, Work, each, work
 from receiver.stores.postgres_rows import JOB_TABLE, SUBMISSION_TABLE
 from receiver.stores.rows import decode_input, json_text
+from receiver.stores.terms import Replayed
 
 # Each job with its submission. The input, which may be large, comes with the first one.
 _LOAD = (

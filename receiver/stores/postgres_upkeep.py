@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from receiver.errors import Conflict
-from receiver.stores.base import Breaker
 from receiver.stores.postgres_access import Access, Tx, each, work
 from receiver.stores.postgres_rows import BREAKER_TABLE
+from receiver.stores.terms import Breaker
 
 
 @each("upkeep", is_quiet=True)

@@ -29,7 +29,7 @@ from receiver.model import (
     from_micros,
     to_micros,
 )
-from receiver.stores.base import Breaker, Duration, Learned
+from receiver.stores.terms import Breaker, Duration, Learned
 
 AMONG = "IN (SELECT value FROM json_each(?))"  # a list of ids is bound as one JSON text
 

@@ -10,7 +10,6 @@ from datetime import datetime
 import msgspec
 
 from receiver.model import Family, Job, Submission, to_micros
-from receiver.stores.base import Duration, Learned, Settlement
 from receiver.stores.merging import Standing, choose_current, merge
 from receiver.stores.rows import (
     AMONG,
@@ -29,6 +28,7 @@ from receiver.stores.sqlite_deliveries import INSERT_EVENTS, insert_deliveries
 from receiver.stores.sqlite_inbox import insert_notices, settle_notices
 from receiver.stores.sqlite_polls import write_polls
 from receiver.stores.sqlite_submissions import insert_jobs, load_families
+from receiver.stores.terms import Duration, Learned, Settlement
 
 # A submission that is still `sent` keeps its claim: the node that waits for the answer lives.
 _NEW = "json_extract(new.value, '$[{}]')".format

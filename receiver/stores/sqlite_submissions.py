@@ -10,9 +10,9 @@ from typing import Any
 
 from receiver.errors import KeyReused
 from receiver.model import Family, Job, Submission, to_micros
-from receiver.stores.base import Replayed
 from receiver.stores.rows import AMONG, JOBS, SUBMISSIONS, decode_input, json_text
 from receiver.stores.sqlite_access import Access, Tx, Work, one_by_one
+from receiver.stores.terms import Replayed
 
 _INPUT = "(SELECT input FROM inputs WHERE submission_id = submissions.id)"
 

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 from receiver.errors import Conflict
 from receiver.model import from_micros, to_micros
-from receiver.stores.base import Breaker
 from receiver.stores.migrate import copy_aside
 from receiver.stores.rows import BREAKERS
 from receiver.stores.sqlite_access import Access, Tx, close_connection, connect, one_by_one, translate, try_lock
 from receiver.stores.sqlite_deliveries import READY
 from receiver.stores.sqlite_polls import BURY as BURY_POLLS
+from receiver.stores.terms import Breaker
 
 NODE_NAME = re.compile(r"[0-9a-f]{16}")
 LOOK_EVERY = timedelta(milliseconds=50)

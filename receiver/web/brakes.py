@@ -10,7 +10,7 @@ from receiver.config import ProviderConfig
 from receiver.errors import TooMany
 from receiver.model import Family, Submission
 from receiver.services import Services
-from receiver.stores.base import Replayed
+from receiver.stores.terms import Replayed
 
 RETRY_AFTER = 15  # seconds: jobs end all the time
 SUM_LIVES = timedelta(seconds=1)  # costs become known with the provider's answers: adding them up for every request helps nobody

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.errors import Invalid
-from receiver.stores.base import COST_FIELDS, JobFilter
+from receiver.stores.terms import COST_FIELDS, JobFilter
 from receiver.web.jobs import FILTERS
 from receiver.web.operations import Answer, Operation, answer_json, services_of
 from receiver.web.query import Parameter, Query

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from receiver.errors import Conflict, Invalid, NotFound
 from receiver.model import DeliveryState
-from receiver.stores.base import DeliveryFilter
+from receiver.stores.terms import DeliveryFilter
 from receiver.web.bodies import parse_struct, read_json
 from receiver.web.jobs import id_of
 from receiver.web.operations import Answer, Operation, answer_json, services_of

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from receiver.errors import Conflict, Invalid, NotFound
 from receiver.model import Delivery, DeliveryState
-from receiver.stores.base import DeliveryFilter
+from receiver.stores.terms import DeliveryFilter
 from receiver.web.operations import services_of
 from receiver.web.pages_frame import Form, button, page, read_fields, show
 from receiver.web.query import Query

@@ -15,7 +15,7 @@ from receiver import commands
 from receiver.errors import Conflict, Invalid, NotFound
 from receiver.model import Call, Delivery, Event, Job, Notice, Output, Status
 from receiver.services import Services
-from receiver.stores.base import DeliveryFilter, JobFilter, TimelineEntry
+from receiver.stores.terms import DeliveryFilter, JobFilter, TimelineEntry
 from receiver.web.jobs import find_job
 from receiver.web.operations import services_of
 from receiver.web.outputs import disposition, safe_media_type

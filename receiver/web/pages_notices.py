@@ -11,7 +11,7 @@ from starlette.responses import Response
 from receiver import commands
 from receiver.errors import Invalid, NotFound
 from receiver.model import Outcome
-from receiver.stores.base import NoticeFilter
+from receiver.stores.terms import NoticeFilter
 from receiver.web.operations import services_of
 from receiver.web.pages_frame import Form, button, page, read_fields, show
 from receiver.web.pages_troubles import is_failed_call

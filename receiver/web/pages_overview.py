@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from receiver.model import FinishedBy, Status
 from receiver.services import Services
-from receiver.stores.base import JobFilter
+from receiver.stores.terms import JobFilter
 from receiver.web.operations import Operation, services_of
 from receiver.web.pages_frame import page, show
 from receiver.web.pages_troubles import Refusing, find_refusing, find_troubles

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from receiver.model import Channel
 from receiver.providers.account import Account
 from receiver.services import Services
-from receiver.stores.base import NoticeFilter
+from receiver.stores.terms import NoticeFilter
 from receiver.web.operations import services_of
 from receiver.web.pages_frame import page, show
 from receiver.web.pages_overview import draw_chart

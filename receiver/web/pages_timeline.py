@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from receiver.model import Call, Channel, Delivery, DeliveryState, Job, Notice
-from receiver.stores.base import TimelineEntry
+from receiver.stores.terms import TimelineEntry
 from receiver.web.pages_frame import show_span
 
 STEPS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200, 86400, 172800, 604800)

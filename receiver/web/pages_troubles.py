@@ -14,7 +14,7 @@ import msgspec
 
 from receiver.model import Channel, DeliveryState, Job, Notice, Outcome, Status
 from receiver.services import Services
-from receiver.stores.base import DeliveryFilter, NoticeFilter
+from receiver.stores.terms import DeliveryFilter, NoticeFilter
 from receiver.web.pages_frame import show_bytes, show_span
 from receiver.web.providers import show_breaker
 

@@ -14,7 +14,7 @@ from receiver.errors import Conflict, Invalid, TooMany, Unavailable
 from receiver.keys import Scope
 from receiver.providers.account import Account
 from receiver.services import Services
-from receiver.stores.base import Replayed
+from receiver.stores.terms import Replayed
 from receiver.tracing import Span
 from receiver.web.bodies import parse_json
 from receiver.web.operations import Answer, Operation, services_of

@@ -14,7 +14,7 @@ from receiver.model import to_rfc3339
 from receiver.providers.account import Account
 from receiver.providers.spec import Spec
 from receiver.services import HandlerHealth, Services
-from receiver.stores.base import Breaker, Learned
+from receiver.stores.terms import Breaker, Learned
 from receiver.web.operations import Answer, Operation, answer_json, services_of
 from receiver.web.query import Query
 from receiver.web.views import Handlers, Providers

@@ -19,7 +19,7 @@ from receiver.model import Family, Job, Status, Submission
 from receiver.providers.account import Account
 from receiver.providers.requests import Plan, plan_submission
 from receiver.services import Services
-from receiver.stores.base import Replayed
+from receiver.stores.terms import Replayed
 from receiver.tracing import Span, read_traceparent
 from receiver.web.bodies import read_json, read_struct
 from receiver.web.brakes import Brakes

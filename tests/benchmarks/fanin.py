@@ -23,7 +23,7 @@ import msgspec
 
 from receiver.model import Output, Status
 from receiver.stores import open_store
-from receiver.stores.base import Settlement
+from receiver.stores.terms import Settlement
 from tests.benchmarks.lines import Line, Settings, median_ratio
 from tests.benchmarks.servers import SECRET
 from tests.factories import make_delivery, make_event, make_running_family

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from receiver.clock import SystemClock
 from receiver.model import Family, Job, Poll, Status, Submission, SubmissionState
 from receiver.stores import open_store
-from receiver.stores.base import Settlement
+from receiver.stores.terms import Settlement
 from tests.benchmarks.servers import name_of, receivers
 
 ROLES = "web,submit,settle,poll,stream,dispatch"

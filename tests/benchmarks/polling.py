@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from receiver.model import Family
 from receiver.stores import open_store
-from receiver.stores.base import Settlement
+from receiver.stores.terms import Settlement
 from tests.benchmarks.lines import Line, Settings, median_ratio
 from tests.benchmarks.servers import SECRET, database, free_port, running
 from tests.factories import make_poll, make_running_family

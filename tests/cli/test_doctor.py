@@ -19,7 +19,7 @@ from receiver.providers.account import make_account
 from receiver.providers.loader import load_specs
 from receiver.simulator.serving import serve_app
 from receiver.stores import open_store
-from receiver.stores.base import NoticeBound
+from receiver.stores.terms import NoticeBound
 from tests.factories import make_notice
 from tests.loopback import free_port, response, say, serve
 from tests.test_probing import Way

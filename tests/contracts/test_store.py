@@ -13,7 +13,7 @@ from receiver.errors import Conflict, Invalid, KeyReused
 from receiver.keys import ApiKey, Scope
 from receiver.model import Channel, Cost, DeliveryState, ErrorCode, Family, JobError, Notice, Outcome, Status, SubmissionState
 from receiver.stores import listings, postgres_polls, sqlite_polls
-from receiver.stores.base import (
+from receiver.stores.terms import (
     Breaker,
     Confirmation,
     DeliveryFilter,

@@ -5,7 +5,7 @@ from datetime import timedelta
 import msgspec
 
 from receiver.model import Status
-from receiver.stores.base import Settlement
+from receiver.stores.terms import Settlement
 from tests.factories import NOW, make_delivery, make_event, make_family, make_poll, make_running_family
 
 ONE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -11,7 +11,7 @@ import pytest
 from receiver.model import DeliveryState
 from receiver.simulator import Fault, Scenario
 from receiver.stores import open_store
-from receiver.stores.base import DeliveryFilter
+from receiver.stores.terms import DeliveryFilter
 from tests.crash.house import open_house, until
 from tests.crash.ledger import balance
 from tests.crash.operator import Operator

@@ -22,7 +22,7 @@ from receiver.config import load
 from receiver.errors import AnswerLost, NotTaken
 from receiver.model import Answer, Channel, Family, Request, Status
 from receiver.net import ServerEvent
-from receiver.stores.base import NoticeFilter
+from receiver.stores.terms import NoticeFilter
 from tests.factories import NOW, make_family
 from tests.stage import Stage
 

@@ -22,7 +22,7 @@ from receiver.model import Answer, Channel, Family, Job, Outcome, Request, Statu
 from receiver.net import ServerEvent
 from receiver.rules import apply_accepted
 from receiver.settling import Decision
-from receiver.stores.base import JobFilter, NoticeFilter
+from receiver.stores.terms import JobFilter, NoticeFilter
 from tests.factories import NOW, make_family
 from tests.stage import Stage
 

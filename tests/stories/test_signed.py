@@ -15,7 +15,7 @@ from receiver.model import Outcome as NoticeOutcome
 from receiver.simulator import Fault, Outcome, Scenario
 from receiver.simulator.fal import Fal
 from receiver.simulator.signing import make_key
-from receiver.stores.base import NoticeFilter
+from receiver.stores.terms import NoticeFilter
 from tests.stories.home import open_home, recorded, recorder
 
 pytestmark = pytest.mark.long

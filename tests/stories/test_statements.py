@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from receiver.model import Status
-from receiver.stores.base import Settlement
+from receiver.stores.terms import Settlement
 from tests.factories import make_poll, make_running_family
 from tests.postgres import connect, get_server
 from tests.stories.home import Home, open_home

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from receiver.model import DeliveryState, Output
-from receiver.stores.base import DeliveryFilter
+from receiver.stores.terms import DeliveryFilter
 from receiver.web import pages
 from receiver.web.application import OPERATIONS
 from receiver.web.guard import SAFE_METHODS, SECURITY_HEADERS

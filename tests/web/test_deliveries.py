@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 
 from receiver.model import DeliveryState, Outcome
-from receiver.stores.base import NoticeOutcome
+from receiver.stores.terms import NoticeOutcome
 from receiver.web import views
 from tests.web.opened import Web
 

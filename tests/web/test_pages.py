@@ -16,7 +16,7 @@ import pytest
 from receiver.model import Channel, DeliveryState, JobError, Outcome, Output, Status, Update
 from receiver.probing import Cause, Fault
 from receiver.rules import apply_update
-from receiver.stores.base import DeliveryFilter, NoticeBound
+from receiver.stores.terms import DeliveryFilter, NoticeBound
 from receiver.web.pages_frame import STATIC, prepare, show_span, static_marks, templates
 from tests.factories import make_notice
 from tests.web.opened import ELK, Web, open_web

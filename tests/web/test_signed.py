@@ -13,7 +13,7 @@ import pytest
 from receiver.inflow import WINDOW, Inflow
 from receiver.model import Outcome, Status
 from receiver.settler import Settler
-from receiver.stores.base import NoticeBound, NoticeFilter
+from receiver.stores.terms import NoticeBound, NoticeFilter
 from tests.factories import NOW
 from tests.web.opened import Web, open_web
 

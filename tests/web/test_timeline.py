@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from receiver.model import DeliveryState, FinishedBy, Status
-from receiver.stores.base import TimelineEntry
+from receiver.stores.terms import TimelineEntry
 from receiver.web.pages_timeline import draw
 from tests.factories import NOW, make_delivery, make_event, make_job, seconds
 

@@ -12,7 +12,7 @@ import pytest
 from receiver.clock import ManualClock
 from receiver.model import Channel, DeliveryState, JobError, Outcome, Status, Update
 from receiver.rules import apply_update
-from receiver.stores.base import NoticeBound
+from receiver.stores.terms import NoticeBound
 from tests.factories import make_notice
 from tests.web.opened import ELK, Web, open_web
 from tests.web.test_pages import HTML, KEYS, SAME, end_deliveries, read
