@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
 from receiver import config_values as values
-from receiver.config_tables import Reading, Table, hide_passwords, plain
+from receiver.config_handlers import HandlerConfig as HandlerConfig
+from receiver.config_handlers import read_handler as read_handler
+from receiver.config_handlers import read_handlers, secret_options
+from receiver.config_tables import Reading, Settings, Table, hide_passwords
 from receiver.errors import ConfigError, Mistake
 from receiver.masking import SHORTEST
-from receiver.model import MEDIA, ErrorCode, Status
+from receiver.model import MEDIA
 from receiver.units import RateLimit as RateLimit
 
 DEFAULT_FILE = "receiver.toml"
 FILE_VARIABLE = "RECEIVER_CONFIG"
-DEFAULT_EVENTS = ("job.succeeded", "job.failed", "job.cancelled", "job.expired")
-
-_WHERE = {"provider": (), "model": (), "media": MEDIA, "operation": (), "status": tuple(Status), "error.code": tuple(ErrorCode)}
-_SECRET_OPTIONS = ("secret", "secrets", "token", "password", "key", "api_key", "webhook_url", "urls")
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """A table of the configuration; what `hidden` names never shows in its `repr`."""
-
-    hidden: ClassVar[tuple[str, ...]] = ()
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        pairs = [(field, getattr(self, field)) for field in self.__struct_fields__]
-        return [(field, "***" if value and field in self.hidden else value) for field, value in pairs]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{field}={value!r}' for field, value in self.__rich_repr__())})"
 
 
 class ServerConfig(Settings, frozen=True, kw_only=True):
@@ -90,25 +76,6 @@ class ProviderConfig(Settings, frozen=True, kw_only=True):
     polling: PollingConfig = PollingConfig()
 
 
-class RetryConfig(Settings, frozen=True, kw_only=True):
-    attempts: int = 8
-    first: timedelta = timedelta(seconds=2)
-    max: timedelta = timedelta(hours=1)
-
-
-class HandlerConfig(Settings, frozen=True, kw_only=True):
-    hidden = ("options",)
-
-    name: str
-    use: str
-    events: tuple[str, ...] = DEFAULT_EVENTS
-    where: dict[str, tuple[str, ...]] = {}
-    retry: RetryConfig = RetryConfig()
-    timeout: timedelta = timedelta(seconds=60)
-    concurrency: int = 4
-    options: dict[str, Any] = {}
-
-
 class NetworkConfig(Settings, frozen=True, kw_only=True):
     allow_private: tuple[str, ...] = ()
 
@@ -119,7 +86,7 @@ class Config(Settings, frozen=True, kw_only=True):
     server: ServerConfig = ServerConfig()
     store: StoreConfig = StoreConfig()
     polling: PollingConfig = PollingConfig()
-    providers: dict[str, ProviderConfig] = {}
+    providers: dict[str, ProviderConfig] = msgspec.field(default_factory=dict)
     handlers: tuple[HandlerConfig, ...] = ()
     network: NetworkConfig = NetworkConfig()
     folder: Path = Path()  # relative paths are relative to it
@@ -132,7 +99,7 @@ class Config(Settings, frozen=True, kw_only=True):
         for provider in self.providers.values():
             found += (provider.api_key, *provider.callback_secrets)
         for handler in self.handlers:
-            found += _secret_options(handler.options)
+            found += secret_options(handler.options)
         found += (*values.passwords_of(self.store.url), *values.passwords_of(self.store.listen_url))
         return tuple(sorted({secret for secret in found if len(secret) >= SHORTEST}, key=lambda secret: (-len(secret), secret)))
 
@@ -199,7 +166,7 @@ def _read(root: Table, reading: Reading) -> Config:
         store=store,
         polling=_read_polling(root.table("polling")),
         providers=_read_providers(root.table("providers")),
-        handlers=_read_handlers(root),
+        handlers=read_handlers(root),
         network=_read_network(root.table("network")),
         folder=reading.folder,
         file=reading.file,
@@ -295,108 +262,6 @@ def _read_provider(table: Table) -> ProviderConfig:
     )
     table.close()
     return provider
-
-
-def _read_handlers(root: Table) -> tuple[HandlerConfig, ...]:
-    written = root.raw("handlers")
-    if written is None:
-        return ()
-    if not isinstance(written, list):
-        root.reading.add("handlers", "must be a list of tables: write [[handlers]] above each")
-        return ()
-    found: dict[str, HandlerConfig] = {}
-    for index, item in enumerate(written):
-        place = f"handlers[{index}]"
-        if not isinstance(item, dict):
-            root.reading.add(place, "must be a table: write [[handlers]] above it")
-            continue
-        handler = _read_handler(root.reading, item, place)
-        if handler.name in found:
-            root.reading.add(f"{place}.name", f'"{handler.name}" is the name of another handler; each needs its own')
-        found[handler.name or place] = handler
-    return tuple(found.values())
-
-
-def _read_handler(reading: Reading, item: dict[str, Any], place: str) -> HandlerConfig:
-    """`place` names it in mistakes as long as its own name cannot."""
-    head = Table(reading, {key: item[key] for key in item if key == "name"}, place)
-    name = head.take_required("name", values.name, "", 'is required: name = "archive"')
-    table = Table(reading, {key: item[key] for key in item if key != "name"}, f"handlers.{name}" if name else place)
-    table.know("name")
-    base = HandlerConfig(name=name, use="")
-    handler = HandlerConfig(
-        name=name,
-        use=table.take_required(
-            "use", values.text, "", 'is required: a built-in such as "storage", an entry point, or "package.module:Name"'
-        ),
-        events=table.take_list("events", values.text, DEFAULT_EVENTS, may_be_empty=False),
-        where=_read_where(table),
-        retry=_read_retry(table.table("retry")),
-        timeout=table.take("timeout", values.duration(), base.timeout),
-        concurrency=table.take("concurrency", values.whole(1), base.concurrency),
-        options=_read_options(table),
-    )
-    table.close()
-    return handler
-
-
-def read_handler(settings: Mapping[str, Any], *, file: str, folder: Path) -> HandlerConfig:
-    """A handler that a program gives, with what could stand in its table; ConfigError as for one in the file."""
-    reading = Reading(file, {}, folder.absolute())
-    handler = _read_handler(reading, dict(settings), "handlers")
-    if reading.mistakes:
-        raise ConfigError(reading.mistakes)
-    return handler
-
-
-def _read_retry(table: Table) -> RetryConfig:
-    base = RetryConfig()
-    retry = RetryConfig(
-        attempts=table.take("attempts", values.whole(1), base.attempts),
-        first=table.take("first", values.duration(), base.first),
-        max=table.take("max", values.duration(), base.max),
-    )
-    if retry.first > retry.max and table.reading.is_clean(table.path):
-        table.reading.add(table.key("max"), "must not be less than first")
-    table.close()
-    return retry
-
-
-def _read_where(table: Table) -> dict[str, tuple[str, ...]]:
-    written = table.table("where")
-    where = Table(written.reading, dict(_flatten(written)), written.path)
-    fields = [field for field in where.names() if field in _WHERE or field.removeprefix("metadata.") not in ("", field)]
-    found = {field: where.take_list(field, values.glob(_WHERE.get(field, ())), or_one=True, may_be_empty=False) for field in fields}
-    where.know(*_WHERE, "metadata.KEY")
-    where.close()
-    return found
-
-
-def _flatten(where: Table) -> Iterator[tuple[str, Any]]:
-    """`metadata.team` may be written as one quoted key or as TOML's own dotted key."""
-    for field in where.names():
-        value = where.raw(field)
-        if field in ("metadata", "error") and isinstance(value, dict):
-            yield from ((f"{field}.{name}", inner) for name, inner in value.items())
-        else:
-            yield field, value
-
-
-def _read_options(table: Table) -> dict[str, Any]:
-    options = table.table("options")
-    return {name: options.take(name, plain, None, secret=True) for name in options.names()}
-
-
-def _secret_options(options: Any, *, is_secret: bool = False) -> Iterator[str]:
-    """Options that call themselves secret, also where they were written out."""
-    if isinstance(options, dict):
-        for name, value in options.items():
-            yield from _secret_options(value, is_secret=is_secret or name in _SECRET_OPTIONS)
-    elif isinstance(options, list):
-        for value in options:
-            yield from _secret_options(value, is_secret=is_secret)
-    elif isinstance(options, str) and is_secret:
-        yield options
 
 
 def _read_network(table: Table) -> NetworkConfig:

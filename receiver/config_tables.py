@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
 
 from receiver.errors import Mistake
 
@@ -19,6 +21,19 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _USER = re.compile(r"://.*@")
 _PASSWORD = re.compile(r"(password=)[^&]*")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """A table of the configuration; what `hidden` names never shows in its `repr`."""
+
+    hidden: ClassVar[tuple[str, ...]] = ()
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        pairs = [(field, getattr(self, field)) for field in self.__struct_fields__]
+        return [(field, "***" if value and field in self.hidden else value) for field, value in pairs]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{field}={value!r}' for field, value in self.__rich_repr__())})"
 
 
 class Filled(str):

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 VALUES = {"model", "errors", "ids", "clock", "backoff", "units", "ending", "keys", "receiver"}
-SPECS = VALUES | {"config", "config_tables", "providers"}
+SPECS = VALUES | {"config", "config_handlers", "config_tables", "providers"}
 READS = SPECS | {"normalize"}
 DECIDES = READS | {"rules", "verdicts", "routing", "pacing", "learning", "adoption", "masking", "tokens"}
 PASSES = DECIDES | {
