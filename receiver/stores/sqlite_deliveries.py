@@ -49,6 +49,20 @@ _FREE_FOLLOWERS = (
     " ON later.job_id = json_extract(ended.value, '$[0]') AND later.handler = json_extract(ended.value, '$[1]')"
     f" WHERE later.stage = {HELD} AND NOT ({_IS_HELD}))"
 )
+_PROMOTE = (
+    f"UPDATE deliveries SET stage = {READY} WHERE rowid IN ("
+    f"SELECT rowid FROM deliveries WHERE stage = {NOT_DUE} AND next_attempt_at <= ? ORDER BY next_attempt_at LIMIT ?)"
+)
+_CLAIMED = {"state": "'running'", "attempts": "delivery.attempts + 1", "updated_at": "?"}  # as _CLAIM writes it
+_FIND_READY = (
+    f"SELECT {', '.join(_CLAIMED.get(field, f'delivery.{field}') for field in DELIVERIES.fields)},"
+    " events.envelope, events.depth, delivery.rowid FROM deliveries AS delivery CROSS JOIN events ON events.id = delivery.event_id"
+    f" WHERE delivery.handler = ? AND delivery.stage = {READY} AND ifnull(delivery.next_attempt_at, 0) <= ?"
+    " ORDER BY delivery.urgent_at IS NULL, delivery.urgent_at, delivery.created_at LIMIT ?"
+)
+_CLAIM = (
+    f"UPDATE deliveries SET state = 'running', attempts = attempts + 1, updated_at = ?, stage = NULL, claimed_by = ? WHERE rowid {AMONG}"
+)
 _ENDS = ("id", "state", "attempts", "next_attempt_at", "last_error", "updated_at", "urgent_at", "stage")
 _FINISH = (
     "UPDATE deliveries SET "
@@ -66,32 +80,11 @@ def insert_deliveries(db: sqlite3.Connection, deliveries: Iterable[Delivery]) ->
 @one_by_one
 def _claim(tx: Tx, asked: tuple[datetime, Mapping[str, int]]) -> list[tuple[Delivery, Event]]:
     now, room = to_micros(asked[0]), asked[1]
-    tx.db.execute(
-        f"UPDATE deliveries SET stage = {READY} WHERE rowid IN ("
-        f"SELECT rowid FROM deliveries WHERE stage = {NOT_DUE} AND next_attempt_at <= ? ORDER BY next_attempt_at LIMIT ?)",
-        (now, PROMOTED_TOGETHER),
-    )
-    ids: list[str] = []
-    for handler, most in room.items():
-        found = tx.db.execute(
-            f"SELECT id FROM deliveries WHERE handler = ? AND stage = {READY} AND ifnull(next_attempt_at, 0) <= ?"
-            " ORDER BY urgent_at IS NULL, urgent_at, created_at LIMIT ?",
-            (handler, now, max(most, 0)),
-        )
-        ids += [delivery_id for (delivery_id,) in found]
-    if not ids:
-        return []
-    tx.db.execute(
-        f"UPDATE deliveries SET state = 'running', attempts = attempts + 1, updated_at = ?, stage = NULL, claimed_by = ? WHERE id {AMONG}",
-        (now, tx.node, json_text(ids)),
-    )
-    rows = tx.db.execute(
-        f"SELECT {DELIVERIES.columns_of('delivery')}, events.envelope, events.depth FROM json_each(?) AS claimed"
-        " CROSS JOIN deliveries AS delivery ON delivery.id = claimed.value"
-        " CROSS JOIN events ON events.id = delivery.event_id ORDER BY claimed.key",
-        (json_text(ids),),
-    )
-    return [(DELIVERIES.decode(row), decode_event(row[-2], row[-1])) for row in rows]
+    tx.db.execute(_PROMOTE, (now, PROMOTED_TOGETHER))
+    found = [row for handler, most in room.items() for row in tx.db.execute(_FIND_READY, (now, handler, now, max(most, 0)))]
+    if found:
+        tx.db.execute(_CLAIM, (now, tx.node, json_text([row[-1] for row in found])))
+    return [(DELIVERIES.decode(row), decode_event(row[-3], row[-2])) for row in found]
 
 
 def _finish(tx: Tx, asked: Sequence[Sequence[Delivery]]) -> list[list[bool]]:
