@@ -246,7 +246,24 @@ async def test_pages_can_be_read_and_used_without_javascript(browser, sim, tmp_p
         await tab.page.get_by_role("link", name=re.compile("job_")).click()
         await tab.page.get_by_role("heading", name="Timeline").wait_for()
         assert await tab.page.locator("time").first.inner_text()
+        await tab.go("/")
+        assert not await tab.page.locator(".chart").is_visible()  # nobody would draw it
+        await tab.go("/docs")
+        assert not await tab.page.get_by_text("Reading the document").is_visible()
         assert tab.complaints == []
+
+
+async def test_nothing_lies_over_a_button_where_times_are_told_in_full(browser, sim, tmp_path):
+    async with (
+        open_site(sim, tmp_path, more=broken(tmp_path, "browser_full_times")) as home,
+        open_tab(browser, home, java_script_enabled=False) as tab,
+    ):
+        (job,) = await home.submit("elkapi")
+        await home.final(job["id"])
+        await tab.sign_in("/deliveries?state=dead")
+        told, button = tab.page.locator("td time").first, tab.page.get_by_role("button", name="Replay job.succeeded to shop")
+        told_box, button_box = await told.bounding_box(), await button.bounding_box()
+        assert told_box["x"] + told_box["width"] <= button_box["x"]
 
 
 async def test_a_keyboard_reaches_the_content_first(browser, sim, tmp_path):
