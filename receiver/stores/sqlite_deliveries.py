@@ -7,6 +7,7 @@ Claims look at ready ones only, so neither a million that wait for their time no
 # ruff: noqa: S608  # only names of columns and fixed conditions are put into statements; values are bound
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -39,9 +40,11 @@ _STAGE_OF_NEW = (
 )
 _STAGE_OF_FREED = f"CASE WHEN next_attempt_at IS NULL THEN {READY} ELSE {NOT_DUE} END"
 
+# Values by number: as a row of a subquery, which the condition could name, the insert takes twice the time.
+_NUMBERS = {field: f"?{number}" for number, field in enumerate(DELIVERIES.fields, 1)}
 INSERT_DELIVERY = (
-    f"INSERT INTO deliveries ({DELIVERIES.columns}, stage) SELECT later.*, {_STAGE_OF_NEW}"
-    f" FROM (SELECT {', '.join(f'? AS {field}' for field in DELIVERIES.fields)}) AS later WHERE true ON CONFLICT (id) DO NOTHING"
+    f"INSERT INTO deliveries ({DELIVERIES.columns}, stage) VALUES ({', '.join(_NUMBERS.values())},"
+    f" {re.sub('later[.]([a-z_]+)', lambda found: _NUMBERS[found[1]], _STAGE_OF_NEW)}) ON CONFLICT (id) DO NOTHING"
 )
 _FREE_FOLLOWERS = (
     f"UPDATE deliveries SET stage = {_STAGE_OF_FREED} WHERE rowid IN (SELECT later.rowid FROM json_each(?) AS ended"
