@@ -47,7 +47,10 @@ current: ContextVar[Run | None] = ContextVar("current", default=None)
 async def _handle(handler: Handler, run: Run) -> None:
     current.set(run)  # in the handler's own task: emit() finds it there
     run.span.carry()
-    await handler.handle(run.event)
+    try:
+        await handler.handle(run.event)
+    finally:
+        current.set(None)  # else the task, its context and the run hold each other until the garbage collector comes by
 
 
 class Dispatcher:

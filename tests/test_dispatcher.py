@@ -1,6 +1,7 @@
 """From a claim to what is written of it, beside what the stories tell."""
 
 import asyncio
+import gc
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, cast
@@ -11,6 +12,7 @@ from receiver.counters import Counters
 from receiver.dispatcher import Dispatcher
 from receiver.masking import Masker
 from receiver.model import DeliveryState
+from receiver.runs import Run
 from receiver.stores import open_store
 from receiver.stores.terms import DeliveryFilter, Settlement
 from tests.factories import make_delivery, make_event, make_running_family
@@ -69,6 +71,20 @@ async def test_what_ends_together_is_written_together(tmp_path, monkeypatch):
         await dispatcher.run_pass(SystemClock().now())
         await until_idle(dispatcher)
         assert (calls, await states(store)) == ([8], [DeliveryState.DONE] * 8)
+
+
+async def test_a_run_that_was_written_leaves_nothing_for_the_garbage_collector(tmp_path):
+    async with dispatching(tmp_path, nothing, 8) as (dispatcher, store, _):
+        gc.collect()
+        gc.disable()
+        try:
+            await dispatcher.run_pass(SystemClock().now())
+            await until_idle(dispatcher)
+            await dispatcher.finish(SOON)
+            assert await states(store) == [DeliveryState.DONE] * 8
+            assert [each for each in gc.get_objects() if isinstance(each, Run)] == []
+        finally:
+            gc.enable()
 
 
 async def test_one_end_that_cannot_be_written_harms_no_other(tmp_path, monkeypatch):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -110,9 +112,10 @@ class WatchedH11(Watched, H11Protocol):
     """h11 bounds heads, chunk headers and trailers by itself, given `h11_max_incomplete_event_size`."""
 
 
-def write_prepared(cycle: Any, after_date: bytes) -> bool:
+def write_prepared(find_cycle: Callable[[], Any], after_date: bytes) -> bool:
     """A whole 200 in one write. What is out of the ordinary takes the ordinary way."""
-    if cycle.disconnected or not cycle.keep_alive or cycle.flow.write_paused or cycle.waiting_for_100_continue:
+    cycle = find_cycle()
+    if cycle is None or cycle.disconnected or not cycle.keep_alive or cycle.flow.write_paused or cycle.waiting_for_100_continue:
         return False
     cycle.response_started = cycle.response_complete = True
     head = b"".join(b"%s: %s\r\n" % header for header in cycle.default_headers)  # the date
@@ -143,7 +146,8 @@ def find_protocol() -> type[asyncio.Protocol]:
 
         def on_headers_complete(self) -> None:
             super().on_headers_complete()
-            self.scope["extensions"] = {EXTENSION: partial(write_prepared, self.cycle)}  # type: ignore[dict-item]
+            cycle = ref(self.cycle)  # which holds the scope: held by it in turn, it would wait for the garbage collector
+            self.scope["extensions"] = {EXTENSION: partial(write_prepared, cycle)}  # type: ignore[dict-item]
 
         def on_body(self, body: bytes) -> None:
             self._held += len(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import sys
 from collections.abc import AsyncIterator
@@ -92,3 +93,18 @@ async def test_who_asks_before_it_sends_is_told_to_go_on(line: Line):
     assert (await line.read())[0] == b"HTTP/1.1 100 Continue"
     line.writer.write(BODY)
     assert (await line.read())[2] == KEPT
+
+
+async def test_a_request_that_was_answered_leaves_nothing_for_the_garbage_collector(line: Line):
+    def count() -> int:
+        return sum(type(each).__name__ == "RequestResponseCycle" for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            line.writer.write(line.request() + BODY)
+            await line.read()
+        assert count() <= 2  # of the connection that stays, and maybe one that is on its way out
+    finally:
+        gc.enable()
