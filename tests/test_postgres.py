@@ -14,11 +14,11 @@ from msgspec.structs import replace
 
 from receiver.clock import SystemClock
 from receiver.errors import ConfigError, Conflict, StoreUnavailable
-from receiver.model import DeliveryState, JobError, Status
+from receiver.model import DeliveryState, JobError, Outcome, Status
 from receiver.stores import open_store, postgres_nodes
 from receiver.stores.postgres_changes import CHANNEL, TELL_EVERY
 from receiver.stores.postgres_outbox import insert_events
-from receiver.stores.terms import DeliveryFilter, JobFilter, NoticeBound, Settlement
+from receiver.stores.terms import DeliveryFilter, JobFilter, NoticeBound, NoticeOutcome, Settlement
 from tests.factories import (
     NOW,
     make_delivery,
@@ -167,6 +167,26 @@ class TestOpening:
                 async with open_store(empty_url):
                     pass
             assert await raw.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 1
+
+    async def test_a_plan_that_was_made_while_tables_were_empty_does_not_read_all_of_them_later(self, empty_url):
+        async def work(store):
+            notice = make_notice("sub_1")
+            await store.keep_notice(notice, BOUND)
+            await store.claim_notices(9)
+            await store.set_aside_notices([NoticeOutcome(id=notice.id, outcome=Outcome.APPLIED)])
+
+        async with open_store(empty_url):
+            pass
+        async with connect(empty_url) as raw:
+            await raw.execute("VACUUM ANALYZE")
+            async with open_store(empty_url) as store:
+                for _ in range(10):
+                    await work(store)
+                await raw.execute("INSERT INTO bodies SELECT -n, 'x' FROM generate_series(1, 2000) AS n")
+                await raw.execute("INSERT INTO inboxes SELECT 'sub_2_' || n, 1, 1 FROM generate_series(1, 2000) AS n")
+                await work(store)
+            read = "SELECT sum(seq_tup_read)::int FROM pg_stat_user_tables WHERE relname IN ('bodies', 'inboxes', 'notices')"
+            assert await raw.fetchval(read) < 1_000
 
     async def test_settings_that_can_lose_what_was_acknowledged_are_warned_of(self, url):
         with structlog.testing.capture_logs() as logs:

@@ -32,6 +32,9 @@ from receiver.stores.postgres_settling import SettlingPart
 from receiver.stores.postgres_submissions import SubmissionsPart
 from receiver.stores.postgres_upkeep import UpkeepPart
 
+# A plan is made once for a connection. One made while a table was small would read all of it when it has grown, until it is analyzed.
+BY_INDEX = {"enable_seqscan": "off", "jit": "off"}
+
 log = structlog.get_logger("receiver.stores")
 
 
@@ -94,7 +97,7 @@ async def _open(url: str, listen_url: str, clock: Clock) -> PostgresStore:
     if listen_url:
         async with connected(listen_url, "store.listen_url") as connection:
             await connection.execute("SELECT 1")
-    options = {"statement_cache_size": 0} if is_pooled else {}
+    options: dict[str, Any] = {"statement_cache_size": 0} if is_pooled else {"server_settings": BY_INDEX}
     listen = partial(_listen, listen_url or url) if listen_url or not is_pooled else None
     pool = asyncpg.create_pool(
         url, min_size=1, max_size=POOL, reset=keep_session, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS, **options
