@@ -23,6 +23,7 @@ from obstore.store import S3Store
 from receiver.handling import Context, HTTPError, OutputGone, OutputStream, PermanentError, Stored
 
 from .storage import check_size
+from .storage_folder import start_thread, whole
 from .storage_names import Name, NameTemplate
 from .storage_types import EXTENSIONS, HEAD_BYTES, choose_declared, find_type
 
@@ -121,7 +122,7 @@ class Bucket:
                 await self._put(key, first, media_type)
             else:
                 await self._put_in_parts(key, name, first, source, media_type)
-        return Stored(uri=self._uri(key), bytes=source.size, sha256=source.digest.hexdigest(), media_type=media_type)
+        return Stored(uri=self._uri(key), bytes=source.size, sha256=await source.sha256(), media_type=media_type)
 
     async def _put(self, key: str, body: bytes, media_type: str) -> None:
         async with translated(key):
@@ -160,28 +161,40 @@ class Bucket:
 
 
 class Source:
-    """The bytes of an output as they come: counted, bounded and hashed."""
+    """The bytes of an output as they come: counted, bounded and hashed, which a thread does while the next ones come."""
 
     def __init__(self, stream: OutputStream, index: int, max_bytes: int) -> None:
         if stream.offset:
             raise HTTPError(f"output {index} came from byte {stream.offset} on, asked for from its start")
         check_size(index, stream.total or 0, max_bytes)
         self._pieces, self._total, self._index, self._max_bytes = aiter(stream), stream.total, index, max_bytes
-        self.digest, self.size, self.is_done = hashlib.sha256(), 0, False
+        self._digest, self.size, self.is_done = hashlib.sha256(), 0, False
+        self._hashing: asyncio.Future[None] | None = None
 
     async def read(self, size: int) -> bytes:
         """At least so many bytes, fewer only at the end."""
-        waiting = bytearray()
-        while len(waiting) < size and not self.is_done:
+        begun, pieces = self.size, list[bytes]()
+        while self.size - begun < size and not self.is_done:
             piece = await anext(self._pieces, None)
             if piece is None:
                 self._end()
             else:
-                waiting += piece
+                pieces.append(piece)
                 self.size += len(piece)
-                self.digest.update(piece)
                 check_size(self._index, self.size, self._max_bytes)
-        return bytes(waiting)
+        body = b"".join(pieces)
+        await self._hashed()
+        self._hashing = start_thread(self._digest.update, body)
+        return body
+
+    async def _hashed(self) -> None:
+        if self._hashing is not None:
+            await whole(self._hashing)
+
+    async def sha256(self) -> str:
+        """Of all that was read."""
+        await self._hashed()
+        return self._digest.hexdigest()
 
     def _end(self) -> None:
         if self._total is not None and self.size != self._total:
