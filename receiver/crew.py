@@ -1,4 +1,4 @@
-"""Work that runs beside its loop, so that a slow provider or handler holds up nobody else: a bounded number per name."""
+"""Work that runs beside its loop, so that a slow provider holds up nobody else: a bounded number per name."""
 
 from __future__ import annotations
 
