@@ -291,6 +291,7 @@ class House:
         await asyncio.gather(*(work.finish(GRACE) for work in (self._submitter.crew, self._poller.crew, self._dispatcher)))
         await asyncio.wait(tasks, timeout=1)
         await end(*tasks)
+        await self._settler.finish()
 
 
 @dataclass(frozen=True)

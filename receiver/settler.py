@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 
 import msgspec
@@ -12,7 +14,8 @@ import structlog
 from receiver.clock import Clock
 from receiver.counters import LAGS
 from receiver.crew import until_stored
-from receiver.errors import Unreadable
+from receiver.ending import end
+from receiver.errors import Unavailable, Unreadable
 from receiver.ids import make_id
 from receiver.model import Channel, Family, Job, Notice, Outcome, Status, Update
 from receiver.normalize import read_callback
@@ -29,11 +32,13 @@ log = structlog.get_logger("receiver.settler")
 
 
 class Settler:
-    """Settles callbacks that the inbox kept."""
+    """Settles callbacks that the inbox kept. While some are written the next ones are claimed: with SQLite by the same transaction."""
 
     def __init__(self, settling: Settling, clock: Clock) -> None:
         self._settling, self._store, self._clock = settling, settling.store, clock
         self._is_first_pass = True
+        self._claiming: asyncio.Task[list[Notice]] | None = None
+        self._claimed: list[Notice] = []
 
     async def run_pass(self, now: datetime) -> bool:
         if self._is_first_pass:  # a process may have died between writing an id and looking who waits for it
@@ -42,10 +47,32 @@ class Settler:
                     await self._store.reopen_orphans(account.name)
                 await self._reopen_kept(account.name)
             self._is_first_pass = False
-        notices = await self._store.claim_notices(BATCH)
-        if notices:
-            await self._settle_all(notices)
-        return len(notices) == BATCH or any(notice.tries > 1 for notice in notices)  # what is tried again comes one by one
+        notices = self._claimed or await self._store.claim_notices(BATCH)
+        self._claimed = []
+        if not notices:
+            return False
+        await self._settle_all(notices)
+        if self._claiming is not None:
+            claiming, self._claiming = self._claiming, None
+            self._claimed = await claiming
+        has_more = len(notices) == BATCH or any(notice.tries > 1 for notice in notices)  # what is tried again comes one by one
+        return has_more or bool(self._claimed)
+
+    def _claim_ahead(self) -> None:
+        if self._claiming is None:
+            self._claiming = asyncio.create_task(self._store.claim_notices(BATCH), name="claim ahead")
+
+    async def finish(self) -> None:
+        """Give back what was claimed ahead; after the last pass."""
+        if self._claiming is not None:
+            await end(self._claiming)  # the store takes back what it claims for nobody
+            if not self._claiming.cancelled() and self._claiming.exception() is None:
+                self._claimed += self._claiming.result()
+            self._claiming = None
+        claimed, self._claimed = self._claimed, []
+        if claimed:
+            with suppress(Unavailable):  # whoever starts next frees them
+                await self._store.release_notices([notice.id for notice in claimed])
 
     async def _reopen_kept(self, provider: str) -> None:
         """Callbacks that came while the account was out of the configuration bring their jobs home now."""
@@ -80,7 +107,9 @@ class Settler:
         for submission_id, notice in await self._find_submissions([notice for notice in notices if notice.submission_id is None]):
             by_submission[submission_id].append(notice)
         written = await self._settling.settle(
-            {key: self._decide(family_notices) for key, family_notices in by_submission.items()}, self._clock.now()
+            {key: self._decide(family_notices) for key, family_notices in by_submission.items()},
+            self._clock.now(),
+            on_write=self._claim_ahead,
         )
         orphans = [notice for key, family_notices in by_submission.items() if key not in written for notice in family_notices]
         if orphans:

@@ -89,8 +89,12 @@ class Settling:
     async def refresh_learned(self) -> None:
         self.learned = {(known.provider, known.model): known for known in await self.store.read_learned()}
 
-    async def settle(self, decides: Mapping[str, Decide], now: datetime) -> dict[str, Decision]:
-        """Settle each submission; returns the decisions that were written. Unknown submissions are left out."""
+    async def settle(
+        self, decides: Mapping[str, Decide], now: datetime, *, on_write: Callable[[], None] = lambda: None
+    ) -> dict[str, Decision]:
+        """Settle each submission; returns the decisions that were written. Unknown submissions are left out.
+
+        `on_write` is called when all is decided: what it begins goes on while this is written."""
         written: dict[str, Decision] = {}
         open_ids = list(decides)
         for _ in range(MAX_CONFLICTS):
@@ -102,6 +106,7 @@ class Settling:
                 if decision is not None:
                     settlement, trail = self._trace(decision, self._settlement(family, decision, polls, now))
                     drafts.append((submission_id, decision, settlement, trail))
+            on_write()
             done = await self.store.settle([settlement for _, _, settlement, _ in drafts]) if drafts else []
             for (submission_id, decision, _, trail), is_written in zip(drafts, done, strict=True):
                 if is_written:
