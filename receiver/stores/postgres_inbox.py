@@ -20,9 +20,10 @@ _KEEP = (
     f"WITH kept AS MATERIALIZED (SELECT new.*, bound.body FROM {NOTICE_TABLE.unnest()}"
     f" JOIN unnest(${_N + 1}::bytea[], ${_N + 2}::bigint[], ${_N + 3}::bigint[]) WITH ORDINALITY"
     " AS bound (body, callbacks, bytes, nth) USING (nth)"
-    " LEFT JOIN inboxes USING (submission_id)"
+    # a look for each: as a plain join a young table is read whole, again with every batch
+    " LEFT JOIN LATERAL (SELECT callbacks, bytes FROM inboxes WHERE inboxes.submission_id = new.submission_id LIMIT 1) AS inbox ON true"
     " WHERE submission_id IS NULL"
-    " OR (coalesce(inboxes.callbacks, 0) <= bound.callbacks AND coalesce(inboxes.bytes, 0) <= bound.bytes)),"
+    " OR (coalesce(inbox.callbacks, 0) <= bound.callbacks AND coalesce(inbox.bytes, 0) <= bound.bytes)),"
     f" written AS (INSERT INTO notices ({NOTICE_TABLE.columns}) SELECT {NOTICE_TABLE.columns} FROM kept ORDER BY nth"
     " ON CONFLICT (id) DO NOTHING RETURNING id, arrival),"
     " said AS (INSERT INTO bodies (arrival, body) SELECT arrival, body FROM written JOIN kept USING (id) WHERE body <> ''"
