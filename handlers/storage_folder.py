@@ -170,7 +170,10 @@ class Part:
     def _read_total(self) -> int | None:
         try:
             return int(self._place.total.read_text())
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
+            return None
+        except ValueError:  # cut off with the power
+            self._place.total.unlink()
             return None
 
     def _hash(self) -> None:

@@ -182,6 +182,36 @@ async def test_a_part_that_was_whole_is_finished_without_the_network(desk):
     assert files_in(place) == [f"{event.subject}-0.png"]
 
 
+async def test_a_part_whose_total_was_lost_with_the_power_is_begun_anew(desk):
+    async with serve(Files(a=PNG[:2000]).talk) as peer:
+        event = desk.succeed(f"{peer.url}/a")
+        place = desk.context.folder / "outputs/elkapi/2026-07-01"
+        place.mkdir(parents=True)
+        (place / f".{event.subject}-0.part").write_bytes(PNG[:1000])
+        (place / f".{event.subject}-0.total").write_text("")
+        await desk.make("storage").handle(event)
+        assert "range" not in peer.seen[0].headers
+    assert path_of(desk.stored[0][2].uri).read_bytes() == PNG[:2000]
+    assert files_in(place) == [f"{event.subject}-0.png"]
+
+
+async def test_a_part_is_not_whole_by_the_total_of_another_file(desk):
+    files = Files(a=PNG)
+    files.cut = [600_000]
+    handler = desk.make("storage")
+    async with serve(files.talk) as peer:
+        event = desk.succeed(f"{peer.url}/a")
+        with pytest.raises(HTTPError):
+            await handler.handle(event)
+        files.files["a"], files.cut = b"GIF89a" + bytes(2000), [0, 1500]
+        with pytest.raises(HTTPError):
+            await handler.handle(event)
+        (noted,) = desk.context.folder.rglob("*.total")
+        assert int(noted.read_text()) == 2006
+        await handler.handle(event)
+    assert path_of(desk.stored[0][2].uri).read_bytes() == files.files["a"]
+
+
 async def test_what_is_there_already_is_recorded_and_not_fetched_again(desk):
     handler = desk.make("storage")
     async with serve(Files(a=PNG).talk) as peer:
