@@ -98,8 +98,7 @@ class Settling:
         written: dict[str, Decision] = {}
         open_ids = list(decides)
         for _ in range(MAX_CONFLICTS):
-            families = await self.store.load_families(open_ids)
-            polls = await self.store.load_polls([job.id for family in families.values() for job in family.jobs])
+            families, polls = await self.store.load_to_settle(open_ids)
             drafts: list[tuple[str, Decision, Settlement, Trail]] = []
             for submission_id, family in families.items():
                 decision = decides[submission_id](family)

@@ -66,7 +66,7 @@ class Stage:
         self.store: SQLiteStore = await _open(parse_url(self._plan.config.store.url))
         self._write = self.store.write
         setattr(self.store, "write", self._write_or_die)  # noqa: B010
-        setattr(self.store, "load_families", self._load_or_die)  # noqa: B010
+        setattr(self.store, "load_to_settle", self._load_or_die)  # noqa: B010
         self.client = Client(self._reply)
         self._house = House(self._plan, self.store, self.tokens, self.clock, Clients(cast("Any", self.client), *[cast("Any", None)] * 2))
         self._house._dispatcher.use(dict.fromkeys(self.services.handlers, cast("Any", self)))
@@ -100,7 +100,7 @@ class Stage:
             raise Killed
         if self._puzzle in submission_ids:
             raise RuntimeError("a bug of ours")
-        return await type(self.store).load_families(self.store, submission_ids)
+        return await type(self.store).load_to_settle(self.store, submission_ids)
 
     async def _write_or_die(self, *arguments: Any, **more: Any) -> Any:
         if self._left is not None and not self.is_dead:

@@ -101,6 +101,10 @@ class Settling(Protocol):
         """By submission id; unknown ids are left out."""
         ...
 
+    async def load_to_settle(self, submission_ids: Sequence[str]) -> tuple[dict[str, Family], dict[str, Poll]]:
+        """What a settlement is computed from: the same families, and by job id the polls of their jobs, claimed or not."""
+        ...
+
     async def find_open_jobs(self, provider: str, remote_ids: Sequence[str]) -> list[Job]:
         """All jobs of this account that have one of the ids and are open, or ended by a verdict of our own."""
         ...

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from receiver.model import Family, Job, Submission
+from receiver.model import Family, Job, Poll, Submission
 from receiver.stores.merging import Standing, choose_current, merge
 from receiver.stores.postgres_access import Access, Tx, work
 from receiver.stores.postgres_inbox import SETTLE_NOTICES, insert_notices, outcome_arrays
 from receiver.stores.postgres_outbox import insert_deliveries, insert_events
 from receiver.stores.postgres_polls import write_polls
 from receiver.stores.postgres_rows import CALL_TABLE, JOB_TABLE, Table
-from receiver.stores.postgres_submissions import insert_jobs, load_families
+from receiver.stores.postgres_submissions import insert_jobs, load_families, load_to_settle
 from receiver.stores.rows import JOB_KEEPS, JOBS, Rows, decode_outputs, json_text
 from receiver.stores.terms import Settlement
 
@@ -149,6 +149,9 @@ async def _load(tx: Tx, statement: str, *values: Any) -> list[Family]:
 class SettlingPart(Access):
     async def load_families(self, submission_ids: Sequence[str]) -> dict[str, Family]:
         return await self.read(lambda tx: load_families(tx, submission_ids))
+
+    async def load_to_settle(self, submission_ids: Sequence[str]) -> tuple[dict[str, Family], dict[str, Poll]]:
+        return await self.read(lambda tx: load_to_settle(tx, submission_ids))
 
     async def find_open_jobs(self, provider: str, remote_ids: Sequence[str]) -> list[Job]:
         return await self.read(lambda tx: _find_jobs(tx, provider, remote_ids, "(NOT is_final OR is_own_verdict)"))

@@ -8,35 +8,46 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from receiver.errors import KeyReused
-from receiver.model import Family, Job, Submission
+from receiver.model import Family, Job, Poll, Submission
 from receiver.stores.postgres_access import Access, Tx, Work, each, work
-from receiver.stores.postgres_rows import JOB_TABLE, SUBMISSION_TABLE
+from receiver.stores.postgres_rows import JOB_TABLE, POLL_TABLE, SUBMISSION_TABLE
 from receiver.stores.rows import decode_input, json_text
 from receiver.stores.terms import Replayed
 
-# Each job with its submission. The input, which may be large, comes with the first one.
+# Each job with its submission and its poll. The input, which may be large, comes with the first one.
 _LOAD = (
-    f"SELECT {JOB_TABLE.columns_of('job')}, {SUBMISSION_TABLE.columns_of('submission')},"
+    f"SELECT {JOB_TABLE.columns_of('job')}, {POLL_TABLE.columns_of('poll')}, {SUBMISSION_TABLE.columns_of('submission')},"
     " CASE WHEN job.position = min(job.position) OVER (PARTITION BY submission.id)"
     " THEN (SELECT input FROM inputs WHERE submission_id = submission.id) END"
     " FROM submissions AS submission JOIN jobs AS job ON job.submission_id = submission.id"
+    " LEFT JOIN polls AS poll ON poll.job_id = job.id"
     " WHERE submission.id = ANY($1::text[]) ORDER BY submission.id, job.position"
 )
+_POLL = JOB_TABLE.width  # where its columns begin
+_SUBMISSION = _POLL + POLL_TABLE.width
 
 
 async def load_families(tx: Tx, submission_ids: Iterable[str]) -> dict[str, Family]:
+    families, _ = await load_to_settle(tx, submission_ids)
+    return families
+
+
+async def load_to_settle(tx: Tx, submission_ids: Iterable[str]) -> tuple[dict[str, Family], dict[str, Poll]]:
     ids = list(submission_ids)
     if not ids:
-        return {}
+        return {}, {}
     submissions: dict[str, Submission] = {}
+    polls: dict[str, Poll] = {}
     jobs: defaultdict[str, list[Job]] = defaultdict(list)
     for row in await tx.look(_LOAD, ids):
         job = JOB_TABLE.decode(row, tx.shift)
         jobs[job.submission_id].append(job)
+        if row[_POLL] is not None:
+            polls[job.id] = POLL_TABLE.decode(row[_POLL:_SUBMISSION], tx.shift)
         if job.submission_id not in submissions:
-            submission = SUBMISSION_TABLE.decode(row[JOB_TABLE.width :], tx.shift, input=decode_input(row[-1]))
+            submission = SUBMISSION_TABLE.decode(row[_SUBMISSION:], tx.shift, input=decode_input(row[-1]))
             submissions[job.submission_id] = submission
-    return {submission_id: Family(submission, tuple(jobs[submission_id])) for submission_id, submission in submissions.items()}
+    return {submission_id: Family(submission, tuple(jobs[submission_id])) for submission_id, submission in submissions.items()}, polls
 
 
 async def insert_jobs(tx: Tx, jobs: Sequence[Job]) -> None:

@@ -125,7 +125,7 @@ def _poll_again(db: sqlite3.Connection, asked: _Asked, where: str, value: str, n
     ).rowcount
 
 
-def _load(db: sqlite3.Connection, job_ids: Sequence[str]) -> dict[str, Poll]:
+def load_polls(db: sqlite3.Connection, job_ids: Sequence[str]) -> dict[str, Poll]:
     rows: Any = db.execute(f"SELECT {POLLS.columns} FROM polls WHERE job_id {AMONG}", (json_text(list(job_ids)),))
     return {poll.job_id: poll for poll in map(POLLS.decode, rows)}
 
@@ -149,7 +149,7 @@ class PollsPart(Access):
         return await self.write(_claim, (now, limit, tuple(providers)), undo=lambda claimed: (_release, [poll for poll, _ in claimed]))
 
     async def load_polls(self, job_ids: Sequence[str]) -> dict[str, Poll]:
-        return await self.read(lambda db: _load(db, job_ids))
+        return await self.read(lambda db: load_polls(db, job_ids))
 
     async def release_polls(self, polls: Sequence[Poll]) -> None:
         await self.write(_release, tuple(polls))

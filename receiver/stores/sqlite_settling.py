@@ -9,7 +9,7 @@ from datetime import datetime
 
 import msgspec
 
-from receiver.model import Family, Job, Submission, to_micros
+from receiver.model import Family, Job, Poll, Submission, to_micros
 from receiver.stores.merging import Standing, choose_current, merge
 from receiver.stores.rows import (
     AMONG,
@@ -26,7 +26,7 @@ from receiver.stores.rows import (
 from receiver.stores.sqlite_access import Access, Tx, Update
 from receiver.stores.sqlite_deliveries import INSERT_EVENTS, insert_deliveries
 from receiver.stores.sqlite_inbox import insert_notices, settle_notices
-from receiver.stores.sqlite_polls import write_polls
+from receiver.stores.sqlite_polls import load_polls, write_polls
 from receiver.stores.sqlite_submissions import insert_jobs, load_families
 from receiver.stores.terms import Duration, Learned, Settlement
 
@@ -153,6 +153,11 @@ def _find_jobs(db: sqlite3.Connection, provider: str, remote_ids: Sequence[str])
     return [JOBS.decode(row) for row in rows]
 
 
+def _load_to_settle(db: sqlite3.Connection, submission_ids: Sequence[str]) -> tuple[dict[str, Family], dict[str, Poll]]:
+    families = load_families(db, submission_ids)
+    return families, load_polls(db, [job.id for family in families.values() for job in family.jobs])
+
+
 def _load(db: sqlite3.Connection, ids: Iterable[tuple[str]]) -> list[Family]:
     return list(load_families(db, dict.fromkeys(row_id for (row_id,) in ids)).values())
 
@@ -160,6 +165,9 @@ def _load(db: sqlite3.Connection, ids: Iterable[tuple[str]]) -> list[Family]:
 class SettlingPart(Access):
     async def load_families(self, submission_ids: Sequence[str]) -> dict[str, Family]:
         return await self.read(lambda db: load_families(db, submission_ids))
+
+    async def load_to_settle(self, submission_ids: Sequence[str]) -> tuple[dict[str, Family], dict[str, Poll]]:
+        return await self.read(lambda db: _load_to_settle(db, submission_ids))
 
     async def find_open_jobs(self, provider: str, remote_ids: Sequence[str]) -> list[Job]:
         return await self.read(lambda db: _find_open_jobs(db, provider, remote_ids))

@@ -108,6 +108,7 @@ def read(store: Store, filling: Filling) -> dict[str, Step]:
         "bounds of events": store.event_bounds,
         "idempotency key": lambda: store.has_submission("", f"order-{middle}"),
         "100 families": lambda: store.load_families([filling.id("sub", n) for n in some]),
+        "100 families and their polls": lambda: store.load_to_settle([filling.id("sub", n) for n in some]),
         "100 polls": lambda: store.load_polls([filling.id("job", n) for n in some]),
     }
 

@@ -402,6 +402,19 @@ class TestSettling:
     async def test_a_settlement_of_an_unknown_submission_is_not_written(self, store):
         assert await store.settle([Settlement(submission=make_submission(), version=0)]) == [False]
 
+    async def test_what_a_settlement_is_computed_from_is_loaded_with_its_polls(self, store):
+        several, alone = make_running_family(3), make_running_family()
+        await seed(store, several, alone)
+        await settle(store, several, polls=tuple(make_poll(job) for job in several.jobs[1:]))
+        claimed = [poll.job_id for poll, _ in await store.claim_polls(NOW + DAY, 1, ["elkapi"])]
+        assert len(claimed) == 1
+        ids = [family.submission.id for family in (several, alone)]
+        families, polls = await store.load_to_settle(ids)
+        assert families == await store.load_families(ids)
+        assert [len(families[submission_id].jobs) for submission_id in ids] == [3, 1]
+        assert polls == await store.load_polls([job.id for family in families.values() for job in family.jobs])
+        assert set(polls) == {job.id for job in several.jobs[1:]}
+
     async def test_an_equal_poll_answer_counts_as_a_repeat(self, store):
         family = make_running_family()
         await seed(store, family)
@@ -1022,6 +1035,7 @@ class TestReading:
         assert await store.read_notice("ntc_none") is None
         assert await store.read_delivery("dlv_none") is None
         assert await store.load_families(["sub_none"]) == {}
+        assert await store.load_to_settle(["sub_none"]) == ({}, {})
 
     async def test_counts_tell_what_is_open(self, store):
         family = make_running_family(2)
