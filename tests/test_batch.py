@@ -68,6 +68,16 @@ async def test_what_queues_during_a_batch_becomes_the_next(runner, batcher):
     assert runner.batches == [[0], [1, 2, 3], [4]]
 
 
+async def test_where_a_server_does_the_work_a_batch_takes_half_of_many(runner):
+    batcher = Batcher(runner.run, most_together=100, halved_from=3)
+    first = await hold(runner, batcher)
+    rest = await fill(batcher, *range(1, 11))
+    runner.gate.set()
+    await asyncio.gather(first, *rest)
+    assert [len(batch) for batch in runner.batches] == [1, 5, 3, 2]
+    await batcher.close()
+
+
 async def test_an_answer_that_is_an_error_is_raised_for_its_caller_alone(batcher):
     answers = await asyncio.gather(*await fill(batcher, 1, KeyError("mine"), 2), return_exceptions=True)
     assert [type(answer) for answer in answers] == [int, KeyError, int]

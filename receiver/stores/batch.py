@@ -31,7 +31,8 @@ class Batcher(Generic[P]):
     `run` gets a function that takes the batch, and calls it once when it can begin, in whatever thread: the next batch is asked for while
     one is under way, and what queues meanwhile is in it. An answer that is an exception is raised for its caller alone. When `run` raises
     Unavailable, every caller of the batch hears it; when it raises anything else, its pieces are run again one by one, so that one bad
-    piece harms nobody else. `tidy` runs after each batch, when its callers have their answers; it raises nothing.
+    piece harms nobody else. `tidy` runs after each batch, when its callers have their answers; it raises nothing. Of more
+    than `halved_from` that wait a batch takes half: where a server does the work, the callers of one half are answered meanwhile.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class Batcher(Generic[P]):
         most_waiting: int = 10_000,
         most_weight: int = 128 * 1024 * 1024,
         most_together: int = 500,
+        halved_from: int | None = None,
         tidy: Callable[[], Awaitable[Any]] | None = None,
     ) -> None:
         self._run, self._tidy = run, tidy
         self._loop = asyncio.get_running_loop()  # asked for once: it is a system call
         self._most_waiting, self._most_weight, self._most_together = most_waiting, most_weight, most_together
+        self._halved_from = most_together if halved_from is None else halved_from
         self._queue: deque[_Waiting[P]] = deque()
         self._weight = 0  # bytes that wait or run
         self._is_asked = False  # for a batch that nobody has taken yet
@@ -92,9 +95,10 @@ class Batcher(Generic[P]):
     def _take(self) -> list[_Waiting[P]]:
         """May run in another thread than `_add`: from the first line on what is added is asked for anew."""
         self._is_asked = False
+        most = min(max(len(self._queue) // 2, self._halved_from), self._most_together)
         batch: list[_Waiting[P]] = []
         with suppress(IndexError):
-            while len(batch) < self._most_together:
+            while len(batch) < most:
                 batch.append(self._queue.popleft())
         return batch
 

@@ -29,6 +29,7 @@ POOL = len(LANES) + READERS + 1  # and the heartbeat
 MOST_READS = 1_000  # waiting for a connection
 WAIT_SECONDS = 10.0  # for a connection
 STATEMENT_SECONDS = 30.0
+HALVED_FROM = 32  # pieces of a lane that wait
 TRIES = 3  # of a transaction that got into another's way
 
 # A node that was stopped in the middle of a transaction must not hold its locks for long.
@@ -144,7 +145,7 @@ class _Lane:
         self.name = name
         self.begin = BEGIN_LAZY if name in LAZY else BEGIN
         self.doubtful: list[_Piece[Any, Any]] = []  # what takes back a transaction whose end nobody knows
-        self.batcher: Batcher[_Piece[Any, Any]] = Batcher(lambda take: run(self, take))
+        self.batcher: Batcher[_Piece[Any, Any]] = Batcher(lambda take: run(self, take), halved_from=HALVED_FROM)
         self.turn = asyncio.Lock()
 
 
