@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from tests.benchmarks.flow import installation
+from tests.benchmarks.flow import ALL, APART, installation
 from tests.benchmarks.lines import Line, Settings
 from tests.benchmarks.servers import bare, database, press
 
@@ -16,23 +16,25 @@ DRAIN = 300.0  # seconds
 
 def measure(settings: Settings) -> Iterator[Line]:
     for store in settings.stores:
-        yield measure_one(store, max(SECONDS * settings.scale, 2.0))
+        yield measure_one("burst", store, (ALL,), max(SECONDS * settings.scale, 2.0))
+        yield measure_one("burst, roles apart", store, APART, max(SECONDS * settings.scale, 2.0))
 
 
-def measure_one(store: str, seconds: float) -> Line:
+def measure_one(name: str, store: str, roles: Sequence[str], seconds: float) -> Line:
     with bare() as urls:
         reference = press(urls, 3.0, 1_000)["per_second"]
     rate = PART * reference
     jobs = int(rate * seconds) + 1
-    with database(store) as url, installation(url, jobs) as (addresses, marks):
+    with database(store) as url, installation(url, jobs, roles) as (addresses, marks):
         load = press(addresses, seconds, jobs, connections=256, rate=rate, status="completed", once=True)
         accepted = load["statuses"].get("200", 0)
         backlog, ended_at = accepted - marks.count(), time.monotonic()
         has_drained = marks.wait_for(accepted, DRAIN)
         drained_in = time.monotonic() - ended_at
     return Line(
-        name=f"burst of {seconds:.0f} s",
+        name=f"{name}, {seconds:.0f} s",
         store=store,
+        processes=len(roles),
         ours=accepted / load["seconds"],
         unit="/s",
         reference=reference,

@@ -16,7 +16,8 @@ from receiver.stores import open_store
 from receiver.stores.terms import Settlement
 from tests.benchmarks.servers import name_of, receivers
 
-ROLES = "web,submit,settle,poll,stream,dispatch"
+ALL = "web,submit,settle,poll,stream,dispatch"
+APART = ("web", "submit,settle,poll,stream", "dispatch")  # a process for each part of the way
 TOGETHER = 250
 MARKS = '''
 import os
@@ -70,14 +71,14 @@ LINE = 32 + 1 + len(str(time.monotonic_ns())) + 1
 
 
 @contextmanager
-def installation(url: str, jobs: int, processes: int = 1, roles: str = ROLES) -> Iterator[tuple[list[str], Marks]]:
-    """Servers that do everything, over a store with so many queued jobs, and one trivial handler."""
+def installation(url: str, jobs: int, roles: Sequence[str] = (ALL,)) -> Iterator[tuple[list[str], Marks]]:
+    """Servers, one for each of `roles`, over a store with so many queued jobs, and one trivial handler."""
     asyncio.run(fill(url, jobs))
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "benchmark_marks.py").write_text(MARKS)
         marks = Marks(folder / "marks.txt")
-        with receivers(url, (roles,) * processes, HANDLER.format(path=marks.path), folder=folder) as addresses:
+        with receivers(url, roles, HANDLER.format(path=marks.path), folder=folder) as addresses:
             yield addresses, marks
 
 
