@@ -139,7 +139,7 @@ def postgres_server() -> str:
 def receivers(
     url: str, roles: Sequence[str] = ("web",), more: str = "", *, folder: Path | None = None, server: str = ""
 ) -> Iterator[list[str]]:
-    """The addresses of real servers over one store, one process for each of `roles`; with the role `web` alone one keeps and does not settle.
+    """The addresses of real servers over one store, a process for each of `roles`; with `web` alone one keeps and does not settle.
     `folder` is where the configuration is written, and modules of handlers are looked for; `server` stands under [server]."""
     with ExitStack() as stack:
         place = folder or Path(stack.enter_context(TemporaryDirectory()))
