@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx
+import pytest
 from starlette.applications import Starlette
 
 from receiver.app import Clients, House, Plan, check
@@ -123,6 +126,15 @@ async def open_web(folder: Path, server: str = "") -> AsyncIterator[Web]:
         app = create_app(services)
         client = await stack.enter_async_context(httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HERE))
         yield Web(app, services, client, tokens)
+
+
+def choose_parser(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The HTTP parser of the servers that this test starts; where it is not installed, the test is skipped."""
+    if name == "h11":
+        monkeypatch.setitem(sys.modules, "httptools", None)
+        monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
+    elif importlib.util.find_spec("httptools") is None:
+        pytest.skip("httptools is not installed")
 
 
 @asynccontextmanager

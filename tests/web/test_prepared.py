@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from receiver.web.guard import SECURITY_HEADERS
-from tests.web.opened import Web, listen, open_web
+from tests.web.opened import Web, choose_parser, listen, open_web
 
 BODY = b'{"id": "elk-1", "status": "in_progress"}'
 KEPT = b'{"ok":true}'
@@ -42,11 +40,7 @@ class Line:
 
 @pytest.fixture(params=["h11", "httptools"])
 async def web(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Web]:
-    if request.param == "h11":
-        monkeypatch.setitem(sys.modules, "httptools", None)
-        monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
-    elif importlib.util.find_spec("httptools") is None:
-        pytest.skip("httptools is not installed")
+    choose_parser(request.param, monkeypatch)
     async with open_web(tmp_path) as web:
         yield web
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from tests.web.opened import listen, open_web
+from tests.web.opened import choose_parser, listen, open_web
 
 pytestmark = pytest.mark.long
 
@@ -103,11 +101,7 @@ HOSTILE: dict[str, bytes] = {
 @pytest.fixture(params=["h11", "httptools"])
 async def port(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     """Where the whole application answers as `receiver serve` would."""
-    if request.param == "h11":
-        monkeypatch.setitem(sys.modules, "httptools", None)
-        monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
-    elif importlib.util.find_spec("httptools") is None:
-        pytest.skip("httptools is not installed")
+    choose_parser(request.param, monkeypatch)
     async with open_web(tmp_path) as web, listen(web) as port:
         yield port
 
