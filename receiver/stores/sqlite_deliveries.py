@@ -18,7 +18,8 @@ from msgspec.structs import replace
 from receiver.model import Delivery, DeliveryState, Event, Stored, to_micros
 from receiver.stores.listings import delivery_conditions
 from receiver.stores.rows import AMONG, DELIVERIES, decode_event, decode_outputs, encode_event, json_text
-from receiver.stores.sqlite_access import Access, Insert, Tx, forgettable, one_by_one
+from receiver.stores.sqlite_access import Access, Tx, forgettable, one_by_one
+from receiver.stores.sqlite_statements import Insert
 from receiver.stores.terms import DeliveryFilter
 
 HELD, NOT_DUE, READY = 0, 1, 2

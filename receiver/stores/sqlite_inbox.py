@@ -12,7 +12,8 @@ import msgspec
 from receiver.model import Notice
 from receiver.stores.claiming import choose_notices
 from receiver.stores.rows import AMONG, BODY, NOTICES, json_text
-from receiver.stores.sqlite_access import Access, Insert, Tx, Update, forgettable, one_by_one
+from receiver.stores.sqlite_access import Access, Tx, forgettable, one_by_one
+from receiver.stores.sqlite_statements import Insert, Update
 from receiver.stores.terms import NoticeBound, NoticeOutcome
 
 _INSERT_NOTICES = Insert("notices", f"arrival, {NOTICES.columns}", "")

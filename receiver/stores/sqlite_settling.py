@@ -23,10 +23,11 @@ from receiver.stores.rows import (
     encode_event,
     json_text,
 )
-from receiver.stores.sqlite_access import Access, Tx, Update
+from receiver.stores.sqlite_access import Access, Tx
 from receiver.stores.sqlite_deliveries import INSERT_EVENTS, insert_deliveries
 from receiver.stores.sqlite_inbox import insert_notices, settle_notices
 from receiver.stores.sqlite_polls import load_polls, write_polls
+from receiver.stores.sqlite_statements import Update
 from receiver.stores.sqlite_submissions import insert_jobs, load_families
 from receiver.stores.terms import Duration, Learned, Settlement
 
