@@ -38,7 +38,7 @@ def explain(
     account = _bare_account(spec)
     try:
         if callback is not None:
-            return {"answer": "read", "updates": [show_update(update) for update in read_callback(spec, operation, {}, callback, now)]}
+            return {"answer": "read", "updates": [show_update(read_callback(spec, operation, {}, callback, now))]}
         if poll is not None:
             return _explain_poll(read_poll_answer(account, _job(name, now), Answer(status=http_status, body=poll), now))
         return _explain_submit(read_submit_answer(account, _submission(name, now), Answer(status=http_status, body=submit or b""), now))

@@ -150,7 +150,7 @@ def read_list_answer(
 
 def read_callback(
     account_or_spec: Account | Spec, operation: str | None, headers: Mapping[str, str], body: bytes, now: datetime | None = None
-) -> tuple[Update, ...]:
+) -> Update:
     """What a callback says. `operation` is that of its submission, where it is known; `now` dates outputs that live for a known time."""
     spec = account_or_spec.spec if isinstance(account_or_spec, Account) else account_or_spec
     value = parse_json(body)
@@ -158,7 +158,7 @@ def read_callback(
     update = read_update(spec, reading, at_root(reading, value), now)
     if update.status is None:
         raise Unreadable("there is no status in it")
-    return (update,)
+    return update
 
 
 def read_stream_event(account: Account, event: str, data: str, now: datetime | None = None) -> Update | None:
@@ -331,7 +331,7 @@ def _find_operation(spec: Spec, operation: str | None, body: Any) -> str | None:
 def _read_again(account: Account, job: Job, notice: Notice) -> list[Update]:
     spec = account.spec
     if notice.channel is Channel.CALLBACK:
-        return list(read_callback(spec, job.operation, notice.headers, notice.body))
+        return [read_callback(spec, job.operation, notice.headers, notice.body)]
     body = parse_json(notice.body)
     if notice.channel is Channel.SUBMIT:
         return _read_submitted(spec, spec.reading(job.operation, "submit"), body, notice.at)

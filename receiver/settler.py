@@ -36,6 +36,7 @@ class Settler:
 
     def __init__(self, settling: Settling, clock: Clock) -> None:
         self._settling, self._store, self._clock = settling, settling.store, clock
+        self._log = log.bind()  # once: the lazy one binds itself anew for every line, told or not
         self._is_first_pass = True
         self._claiming: asyncio.Task[list[Notice]] | None = None
         self._claimed: list[Notice] = []
@@ -172,12 +173,16 @@ class Settler:
             return Decision(
                 total,
                 Channel.CALLBACK,
-                outcomes=tuple(map(note_outcome, notices, changes)),
-                is_urgent=any(change.outcome in NEEDS_POLL for change in changes),
+                outcomes=tuple(map(self._note, notices, changes)),
+                is_urgent=not NEEDS_POLL.isdisjoint([change.outcome for change in changes]),
                 causes=self._trace(family.traceparent, notices, changes),
             )
 
         return decide
+
+    def _note(self, notice: Notice, change: Change) -> NoticeOutcome:
+        self._log.info("notice.settled", notice=notice.id, job=change.job_id, outcome=change.outcome, reason=change.reason)
+        return NoticeOutcome(id=notice.id, outcome=change.outcome, status=change.status, job_id=change.job_id, reason=change.reason)
 
     def _trace(self, traceparent: str | None, notices: Sequence[Notice], changes: Sequence[Change]) -> tuple[Span, ...]:
         """A callback finds its trace only here: its submission is not looked up before it is answered. So it is told afterwards."""
@@ -205,13 +210,10 @@ class Settler:
         if account is None:
             return Change(family, Outcome.UNREADABLE, reason=NOT_CONFIGURED)
         try:
-            change = Change(family)
-            for update in read_callback(account, family.submission.operation, notice.headers, notice.body, notice.at):
-                self._settling.note_status(account, update)
-                confirm = needs_poll(account, update)
-                step = apply_update(change.family, update, Channel.CALLBACK, now, notice_id=notice.id, confirm=confirm)
-                change = change.then(step)
-            return change
+            update = read_callback(account, family.submission.operation, notice.headers, notice.body, notice.at)
+            self._settling.note_status(account, update)
+            confirm = needs_poll(account, update)
+            return apply_update(family, update, Channel.CALLBACK, now, notice_id=notice.id, confirm=confirm)
         except Unreadable as error:
             return Change(family, Outcome.UNREADABLE, reason=str(error))
         except Exception as error:  # a bug that one body brings out must not stop the others
@@ -219,16 +221,11 @@ class Settler:
             return Change(family, Outcome.UNREADABLE, reason=f"{type(error).__name__} while it was settled")
 
 
-def note_outcome(notice: Notice, change: Change) -> NoticeOutcome:
-    log.info("notice.settled", notice=notice.id, job=change.job_id, outcome=change.outcome, reason=change.reason)
-    return NoticeOutcome(id=notice.id, outcome=change.outcome, status=change.status, job_id=change.job_id, reason=change.reason)
-
-
 def read_remote_id(account: Account | None, notice: Notice) -> str:
     """Which job a callback for a whole account is about. Unreadable where it does not say."""
     if account is None:
         raise Unreadable(NOT_CONFIGURED)
-    remote_id = next((update.remote_id for update in read_callback(account, None, notice.headers, notice.body, notice.at)), None)
+    remote_id = read_callback(account, None, notice.headers, notice.body, notice.at).remote_id
     if remote_id is None:
         raise Unreadable("it names no id")
     return remote_id

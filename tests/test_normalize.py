@@ -390,7 +390,7 @@ def test_a_cancelled_job_has_an_error_only_with_a_reason():
 def test_a_data_uri_is_read_again_from_the_notice_that_brought_it():
     elk = ACCOUNTS["elkapi"]
     body = json.dumps({"id": "r-1", "status": "completed", "outputs": ["https://c/x.png", PIXEL]}).encode()
-    update = read_callback(elk, None, {}, body)[0]
+    update = read_callback(elk, None, {}, body)
     assert [output.url for output in update.outputs] == ["https://c/x.png", None]
     assert update.data_uris == {1: PIXEL}
     for channel in (Channel.CALLBACK, Channel.POLL, Channel.SUBMIT):

@@ -141,7 +141,7 @@ async def test_a_job_comes_home(served, client, kept, specs, name, operation, mo
             link = polled.outputs[0].url
             key = {"authorization": "Bearer any-key"} if account.output_may_have_key(link) else {}
             assert (await client.get(link, headers=key)).status_code == 200
-    final = [read_callback(account, plan.operation, headers, body)[0] for headers, body in kept[1:]]
+    final = [read_callback(account, plan.operation, headers, body) for headers, body in kept[1:]]
     if account.signature is not None:
         keys = make_keys(account.signature, account.callback_secrets)
         if account.jwks_url is not None:

@@ -23,7 +23,13 @@ class JsonPath(msgspec.Struct, frozen=True):
 
     def find(self, value: Any) -> list[Any]:
         """Everything that stands there, in order; null counts as nothing."""
-        return [found for found in _walk(value, self.steps) if found is not None]
+        for depth, step in enumerate(self.steps):
+            if not isinstance(step, str) or step == EVERY:
+                return [found for found in _walk(value, self.steps[depth:]) if found is not None]
+            if not isinstance(value, dict):  # down the names that nearly every path is made of there is one value at most
+                return []
+            value = value.get(step)
+        return [] if value is None else [value]
 
 
 Candidates = tuple[JsonPath, ...]  # the first one that finds something counts

@@ -73,15 +73,16 @@ def read_update(
     if error is not None and error.code is ErrorCode.CANCELLED:  # some have no status for it, only a code
         status = Status.CANCELLED
     links = _read_links(reading, body) if status is Status.SUCCEEDED else []
+    outputs = _read_outputs(reading, body, links, finished_at or now)
     return Update(
         status=status,
         remote_id=remote_id,
-        outputs=_read_outputs(reading, body, links, finished_at or now),
-        data_uris={index: link for index, link in enumerate(links) if _is_data(link)},
+        outputs=outputs,
+        data_uris={output.index: links[output.index] for output in outputs if output.url is None},
         error=error,
-        progress=_read_progress(reading, body),
-        cost=_read_cost(reading, body),
-        polling_url=next((url for url in find_all(reading.polling_url, body) if isinstance(url, str) and is_link(url)), None),
+        progress=None if reading.progress is None else _read_progress(reading, body),
+        cost=None if reading.cost is None else _read_cost(reading, body),
+        polling_url=None if reading.polling_url is None else _read_polling_url(reading, body),
         provider_status=word,
         created_at=_read_time(reading.created_at, body),
         finished_at=finished_at,
@@ -109,7 +110,7 @@ def _find_ids(parts: IdPath, body: Any) -> list[str]:
 
 def _read_links(reading: Reading, body: Any) -> list[str]:
     for path in reading.outputs or ():
-        links = list(dict.fromkeys(link for value in path.find(body) for link in find_links(value)))
+        links = list(dict.fromkeys([link for value in path.find(body) for link in find_links(value)]))
         if len(links) > MAX_OUTPUTS:
             raise Unreadable(f"more than {MAX_OUTPUTS} outputs")
         if links:
@@ -124,16 +125,17 @@ def _read_outputs(reading: Reading, body: Any, links: Sequence[str], at: datetim
     types = said if len(said) == len(links) else said[:1] * len(links) if len(said) == 1 else [None] * len(links)
     lifetime = reading.output_lifetime
     dies_at = at + lifetime if at is not None and lifetime is not None else None
-    return tuple(
-        Output(index=index, url=None, media_type=guess_media_type(link))
-        if _is_data(link)
-        else Output(index=index, url=link, media_type=media_type or guess_media_type(link), expires_at=read_expiry(link) or dies_at)
-        for index, (link, media_type) in enumerate(zip(links, types, strict=True))
-    )
+    return tuple([_make_output(index, link, types[index], dies_at) for index, link in enumerate(links)])
 
 
-def _is_data(link: str) -> bool:
-    return link[:5].lower() == "data:"
+def _make_output(index: int, link: str, media_type: str | None, dies_at: datetime | None) -> Output:
+    if link[:5].lower() == "data:":
+        return Output(index=index, url=None, media_type=guess_media_type(link))
+    return Output(index=index, url=link, media_type=media_type or guess_media_type(link), expires_at=read_expiry(link) or dies_at)
+
+
+def _read_polling_url(reading: Reading, body: Any) -> str | None:
+    return next((url for url in find_all(reading.polling_url, body) if isinstance(url, str) and is_link(url)), None)
 
 
 def _read_progress(reading: Reading, body: Any) -> float | None:
@@ -153,7 +155,11 @@ def _read_cost(reading: Reading, body: Any) -> Cost | None:
 
 
 def _read_time(candidates: Candidates | None, body: Any) -> datetime | None:
-    return next((at for value in find_all(candidates, body) if (at := read_time(value)) is not None), None)
+    for value in find_all(candidates, body):
+        at = read_time(value)
+        if at is not None:
+            return at
+    return None
 
 
 def read_echo(spec: Spec, reading: Reading, row: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import base64
 import binascii
 import math
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -60,12 +59,13 @@ MEDIA_TYPES = {
 }
 UNINFORMATIVE = ("application/octet-stream", "binary/octet-stream")
 PLAIN_LINK = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]+)?([/?#]|\Z)")  # nearly every link; urlsplit, ten times as slow, judges the others
+STEPS = {".", ".."}
 MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 
 
 def is_remote_id(text: str) -> bool:
     """Whether a text can be a provider's id: printable, not too long, and no step in a path."""
-    return 0 < len(text) <= MAX_ID and text.isprintable() and not any(part in (".", "..") for part in text.split("/"))
+    return 0 < len(text) <= MAX_ID and text.isprintable() and STEPS.isdisjoint(text.split("/"))
 
 
 def read_id(value: Any) -> str | None:
@@ -134,21 +134,17 @@ def read_wait(value: str | None, now: datetime) -> float | None:
     return min(max(number, 0.0), MAX_WAIT)
 
 
-def find_links(value: Any) -> Iterator[str]:
+def find_links(value: Any) -> list[str]:
     """The http(s) and `data:` links of a text, a list, an object with a `url`, or a list of such objects, in order."""
     if isinstance(value, str):
-        if is_link(value):
-            yield value
-    elif isinstance(value, list):
-        for element in value:
-            if isinstance(element, str | dict):
-                yield from find_links(element)
-    elif isinstance(value, dict):
+        return [value] if is_link(value) else []
+    if isinstance(value, list):
+        return [link for element in value if isinstance(element, str | dict) for link in find_links(element)]
+    if isinstance(value, dict):
         inner = value.get("url")
-        if isinstance(inner, str):
-            yield from find_links(inner)
-        elif isinstance(inner, list):
-            yield from (link for link in inner if isinstance(link, str) and is_link(link))
+        links = inner if isinstance(inner, list) else [inner]
+        return [link for link in links if isinstance(link, str) and is_link(link)]
+    return []
 
 
 def is_link(text: str) -> bool:

@@ -115,7 +115,7 @@ def read_case(channel: str, account: Account, case: dict[str, Any]) -> Any:
         if channel == "lookup":
             return show_poll(read_lookup_answer(account, make_job(account, case), answer_of(case), NOW))
         if channel == "callback":
-            return [show_update(update) for update in read_callback(account, case.get("operation"), {}, body_of(case), NOW)]
+            return [show_update(read_callback(account, case.get("operation"), {}, body_of(case), NOW))]
         if channel == "stream":
             update = read_stream_event(account, case.get("event", account.spec.table.stream.events[0]), body_of(case).decode(), NOW)
             return None if update is None else show_update(update)
@@ -329,7 +329,7 @@ def test_a_signed_recording_is_proven_and_read(provider, case):
     for seconds in (0, 300, -300):
         prove_case(provider, case, seconds=seconds)
     body = case["text"].encode()
-    assert [show_update(update) for update in read_callback(ACCOUNTS[provider], None, case["headers"], body, NOW)] == case["expect"]
+    assert [show_update(read_callback(ACCOUNTS[provider], None, case["headers"], body, NOW))] == case["expect"]
 
 
 @pytest.mark.parametrize(("provider", "case"), recorded("signed"))
