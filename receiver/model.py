@@ -9,7 +9,13 @@ from typing import Any
 import msgspec
 
 
-class Status(StrEnum):
+class Word(StrEnum):
+    """One word of a closed set. It equals its text, so it hashes as that does, and not by its name in a function of Python."""
+
+    __hash__ = str.__hash__
+
+
+class Status(Word):
     """Where a job stands; the order of the members is the order in which a job may move."""
 
     SUBMITTING = "submitting"
@@ -21,17 +27,18 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
 
-    @property
-    def is_final(self) -> bool:
-        return self in FINAL
+    is_final: bool
+
+    def __init__(self, word: str) -> None:
+        self.is_final = word in ("succeeded", "failed", "cancelled", "expired")
 
 
-FINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
+FINAL = frozenset(status for status in Status if status.is_final)
 OPEN = frozenset(Status) - FINAL
 MEDIA = ("image", "video", "audio", "3d", "other")
 
 
-class Channel(StrEnum):
+class Channel(Word):
     """How a notice reached us."""
 
     CALLBACK = "callback"
@@ -40,7 +47,7 @@ class Channel(StrEnum):
     SUBMIT = "submit"
 
 
-class Outcome(StrEnum):
+class Outcome(Word):
     """What became of a notice when it was settled."""
 
     APPLIED = "applied"
@@ -53,7 +60,7 @@ class Outcome(StrEnum):
     ORPHAN = "orphan"  # no submission of ours is known for it
 
 
-class ErrorCode(StrEnum):
+class ErrorCode(Word):
     """Why a job failed, in one vocabulary for all providers."""
 
     INVALID_REQUEST = "invalid_request"
@@ -71,7 +78,7 @@ class ErrorCode(StrEnum):
     UNKNOWN = "unknown"
 
 
-class FinishedBy(StrEnum):
+class FinishedBy(Word):
     """Who brought the final status."""
 
     CALLBACK = "callback"
@@ -182,7 +189,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-class SubmissionState(StrEnum):
+class SubmissionState(Word):
     """How far our one call to the provider got."""
 
     WAITING = "waiting"  # to be sent at `next_attempt_at`
@@ -304,7 +311,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-class DeliveryState(StrEnum):
+class DeliveryState(Word):
     PENDING = "pending"
     RUNNING = "running"
     DONE = "done"
@@ -383,7 +390,8 @@ def to_rfc3339(at: datetime | None) -> str | None:
     """RFC 3339 in UTC with microseconds and `Z`; None stays None."""
     if at is None:
         return None
-    text: str = msgspec.to_builtins(at.astimezone(UTC))  # five times as quick as isoformat; it leaves out microseconds that are zero
+    # Five times as quick as isoformat; it leaves out microseconds that are zero.
+    text: str = msgspec.to_builtins(at if at.tzinfo is UTC else at.astimezone(UTC))
     return text if at.microsecond else f"{text[:-1]}.000000Z"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -48,7 +49,7 @@ def json_codec(type: Any) -> Codec:
 
 def enum_codec(type: Any) -> Codec:
     members = {member.value: member for member in type}
-    return (lambda member: member.value), members.__getitem__
+    return attrgetter("_value_"), members.__getitem__  # `value` is a property that is written in Python
 
 
 TIME: Codec = (to_micros, from_micros)
