@@ -8,6 +8,9 @@ from datetime import datetime
 
 from receiver.model import to_micros
 
+RANDOM = 0x0FFF_3FFF_FFFF_FFFF_FFFF  # of the 80 bits that stand below the time
+VERSION_AND_VARIANT = 0x7000_8000_0000_0000_0000
+
 
 def uuid7(now: datetime) -> uuid.UUID:
     return uuid.UUID(int=_number(now))
@@ -15,14 +18,12 @@ def uuid7(now: datetime) -> uuid.UUID:
 
 def make_id(prefix: str, now: datetime) -> str:
     """`make_id("job", now)` → `job_019e…`, 32 hexadecimal digits after the prefix."""
-    return f"{prefix}_{_number(now):032x}"
+    return f"{prefix}_{_number(now).to_bytes(16).hex()}"
 
 
 def _number(now: datetime) -> int:
-    millis = to_micros(now) // 1000
-    bits = random.getrandbits(74)  # seeded by the system in every process; an id guards nothing, and a system call each is slow
-    high = (millis & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (bits >> 62) << 64
-    return high | 0b10 << 62 | bits & 0x3FFF_FFFF_FFFF_FFFF
+    bits = random.getrandbits(80)  # seeded by the system in every process; an id guards nothing, and a system call each is slow
+    return to_micros(now) // 1000 << 80 | bits & RANDOM | VERSION_AND_VARIANT
 
 
 def derive_id(prefix: str, *parts: str) -> str:
