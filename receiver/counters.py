@@ -37,10 +37,11 @@ class Counters:
 
     def __init__(self, store: CountStore) -> None:
         self._store = store
-        self._fresh: Counter[tuple[str, str]] = Counter()
+        self._fresh: dict[tuple[str, str], int] = {}
 
     def add(self, scope: str, name: str, count: int = 1) -> None:
-        self._fresh[scope, name] += count
+        key = scope, name
+        self._fresh[key] = self._fresh.get(key, 0) + count
 
     def observe(self, scope: str, seconds: float, bounds: Sequence[float]) -> None:
         """Count one more that took so long: under the first bound that it does not exceed, and in the sum."""
@@ -52,11 +53,12 @@ class Counters:
     async def flush(self) -> None:
         if not self._fresh:
             return
-        taken, self._fresh = self._fresh, Counter()
+        taken, self._fresh = self._fresh, {}
         try:
-            await self._store.add_counts(dict(taken))
+            await self._store.add_counts(taken)
         except Exception:
-            self._fresh.update(taken)
+            for (scope, name), count in taken.items():
+                self.add(scope, name, count)
             raise
 
     async def read(self) -> dict[tuple[str, str], int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 from receiver.config import HandlerConfig
@@ -15,7 +16,12 @@ ABOUT_OURSELVES = "receiver."
 
 
 def wants(handler: HandlerConfig, event: Event) -> bool:
-    return any(fnmatchcase(event.type, glob) for glob in handler.events) and fits(handler.where, event)
+    return is_asked_for(event.type, handler.events) and (not handler.where or fits(handler.where, event))
+
+
+@lru_cache(maxsize=1_000)  # there are few types, and each handler is asked about every event
+def is_asked_for(type: str, globs: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(type, glob) for glob in globs)
 
 
 def fits(where: Mapping[str, Sequence[str]], event: Event) -> bool:
@@ -38,20 +44,25 @@ def value_of(job: dict[str, Any], key: str) -> str | None:
 
 def make_deliveries(event: Event, handlers: Iterable[HandlerConfig], now: datetime, job: Job | None = None) -> tuple[Delivery, ...]:
     """One pending delivery per handler that wants the event. Those of a job whose links die soon are urgent."""
+    wanting = [handler for handler in handlers if wants(handler, event)]
+    if not wanting:
+        return ()
     deaths = [output.expires_at for output in job.outputs if output.expires_at] if job else []
+    sequence, urgent_at = int(event.sequence), min(deaths, default=None)
     return tuple(
-        Delivery(
-            id=make_id("dlv", now),
-            event_id=event.id,
-            event_type=event.type,
-            job_id=event.subject,
-            handler=handler.name,
-            next_attempt_at=now,
-            created_at=now,
-            updated_at=now,
-            sequence=int(event.sequence),
-            urgent_at=min(deaths, default=None),
-        )
-        for handler in handlers
-        if wants(handler, event)
+        [
+            Delivery(
+                id=make_id("dlv", now),
+                event_id=event.id,
+                event_type=event.type,
+                job_id=event.subject,
+                handler=handler.name,
+                next_attempt_at=now,
+                created_at=now,
+                updated_at=now,
+                sequence=sequence,
+                urgent_at=urgent_at,
+            )
+            for handler in wanting
+        ]
     )
