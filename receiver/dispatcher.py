@@ -68,6 +68,7 @@ class Dispatcher:
         tracing: Tracing = OFF,
     ) -> None:
         self._tracing = tracing
+        self._log = log.bind()  # once: the lazy one binds itself anew for every line, told or not
         self._store, self._clock, self._counters, self._masker, self._outputs = store, clock, counters, masker, outputs
         self._herald = Herald(store, configs)
         self._configs = {config.name: config for config in configs}
@@ -164,7 +165,7 @@ class Dispatcher:
         }
         if delivery.state is DeliveryState.DONE:
             health.last_done_at = now
-            log.info("delivery.done", **fields)
+            self._log.info("delivery.done", **fields)
             return
         health.last_error, health.last_error_at = delivery.last_error, now
         log.warning(f"delivery.{delivery.state}", error=delivery.last_error, **fields)

@@ -12,6 +12,7 @@ ENOUGH = 10  # durations before they count for more than the prior
 QUANTILE = 0.95
 SLACK = 1.25  # a callback may come a little later than the slowest usual one
 GRACE = timedelta(seconds=2)
+NONE = timedelta(0)
 
 
 def overdue_after(account: Account, job: Job, known: Learned | None) -> timedelta:
@@ -46,6 +47,6 @@ def duration_of(job: Job, update: Update, channel: Channel) -> Duration | None:
         took = job.finished_at - job.submitted_at
     else:
         return None
-    if took < timedelta(0):
+    if took < NONE:
         return None
     return Duration(provider=job.provider, model=job.model or "", seconds=took.total_seconds())

@@ -30,6 +30,7 @@ from receiver.model import (
 )
 
 PROCESSING_EVENT_PAUSE = timedelta(seconds=5)
+ENDED_BY = {channel: FinishedBy(channel.value) for channel in Channel}
 RANK = {status: rank for rank, status in enumerate(Status)}
 ANSWER_UNKNOWN = frozenset({SubmissionState.WAITING, SubmissionState.SENT, SubmissionState.LOST})
 NO_REASON = "The provider gave no reason."
@@ -102,7 +103,10 @@ def find_job(family: Family, remote_id: str | None) -> Job | None:
     """The job of this family that a notice is about; None when it has none, or none can be told."""
     if remote_id is None:
         return family.jobs[0] if len(family.jobs) == 1 else None
-    return next((job for job in family.jobs if job.remote_id == remote_id), None)
+    for job in family.jobs:
+        if job.remote_id == remote_id:
+            return job
+    return None
 
 
 def adopt(draft: Draft, remote_id: str) -> Job | None:
@@ -161,7 +165,7 @@ def take_news(draft: Draft, job: Job, update: Update, channel: Channel, notice_i
     if job.is_final and not job.is_own_verdict:
         return Outcome.DUPLICATE if status is job.status else Outcome.LATE
     if status is not None and status.is_final:
-        finish(draft, job, update, FinishedBy(channel.value), notice_id)
+        finish(draft, job, update, ENDED_BY[channel], notice_id)
         return Outcome.APPLIED
     if job.is_final:
         return Outcome.LATE

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -84,6 +84,8 @@ class Settling:
     ) -> None:
         self.store, self.accounts, self.counters, self.tracing = store, accounts, counters, tracing
         self._handlers, self._tokens, self._masker, self._pushes, self._wake = handlers, tokens, masker, pushes, wake
+        self._log = log.bind()  # once: the lazy one binds itself anew for every line, told or not
+        self._account_wide = {account.name for account in accounts.values() if account.is_account_wide}
         self.learned: Mapping[tuple[str, str], Learned] = {}
 
     async def refresh_learned(self) -> None:
@@ -103,7 +105,9 @@ class Settling:
             for submission_id, family in families.items():
                 decision = decides[submission_id](family)
                 if decision is not None:
-                    settlement, trail = self._trace(decision, self._settlement(family, decision, polls, now))
+                    settlement, trail = self._settlement(family, decision, polls, now), NO_TRAIL
+                    if self.tracing.is_on:
+                        settlement, trail = self._trace(decision, settlement)
                     drafts.append((submission_id, decision, settlement, trail))
             on_write()
             done = await self.store.settle([settlement for _, _, settlement, _ in drafts]) if drafts else []
@@ -114,7 +118,8 @@ class Settling:
                         self._count(decision)
                     for span in trail.others:
                         span.end()
-                    await self._look_for_orphans(families[submission_id], decision.change.family)
+                    if decision.change.family.submission.provider in self._account_wide:
+                        await self._look_for_orphans(families[submission_id], decision.change.family)
             open_ids = [submission_id for (submission_id, _, _, _), is_written in zip(drafts, done, strict=True) if not is_written]
             if not open_ids:
                 if written:
@@ -125,7 +130,7 @@ class Settling:
     def _trace(self, decision: Decision, settlement: Settlement) -> tuple[Settlement, Trail]:
         """The settlement with its place in the trace, which its events carry on. What is not written leaves none."""
         family = decision.change.family
-        if not self.tracing.is_on or family.traceparent is None:
+        if family.traceparent is None:
             return settlement, NO_TRAIL
         causes, here = [cause.traceparent for cause in decision.causes], current.get().traceparent
         within = causes[-1] if causes else here if same_trace(here, family.traceparent) else family.traceparent
@@ -153,37 +158,31 @@ class Settling:
 
     async def _look_for_orphans(self, before: Family, after: Family) -> None:
         """Jobs that got their id just now may have been spoken of before, by a callback for the whole account."""
-        account = self.accounts.get(after.submission.provider)
-        if account is None or not account.is_account_wide:
-            return
         held = {job.remote_id for job in before.jobs}
         fresh = [job.remote_id for job in after.jobs if job.remote_id is not None and job.remote_id not in held]
         if fresh:
             with suppress(StoreUnavailable):  # what is settled stays settled; these jobs are polled as if nothing had come
-                await self.store.reopen_orphans(account.name, fresh)
+                await self.store.reopen_orphans(after.submission.provider, fresh)
 
     def _settlement(self, family: Family, decision: Decision, polls: Mapping[str, Poll], now: datetime) -> Settlement:
         if has_words(decision):
             decision = mask_words(decision, self.masker_of(family.submission.provider, family.submission.id))
         change = decision.change
         before = {job.id: job for job in family.jobs}
-        changed = tuple(job for job in change.family.jobs if before.get(job.id) != job)
-        now = max([now, *(job.updated_at for job in changed)])  # what follows from a change is not older than it
+        changed = [job for job in change.family.jobs if before.get(job.id) != job]
+        now = max([now, *[job.updated_at for job in changed]])  # what follows from a change is not older than it
         kept, ended = self._polls(before, decision, polls, now)
         own = own_events(change, now)
         return Settlement(
             submission=change.family.submission,
             version=family.submission.version,
             is_resized=change.family.submission.count != family.submission.count,
-            jobs=changed,
+            jobs=tuple(changed),
             notices=decision.notices,
             outcomes=decision.outcomes,
             repeats=decision.repeats,
             events=(*change.events, *own),
-            deliveries=(
-                *self._deliveries(change, now),
-                *(delivery for event in own for delivery in make_deliveries(event, self._handlers, now)),
-            ),
+            deliveries=self._deliveries(change, own, now),
             polls=(*kept, *decision.kept_polls),
             polls_answered=(*decision.polled, *(poll.job_id for poll in decision.kept_polls)),
             polls_ended=ended,
@@ -192,17 +191,20 @@ class Settling:
             confirmations=decision.confirmations,
         )
 
-    def _deliveries(self, change: Change, now: datetime) -> tuple[Delivery, ...]:
+    def _deliveries(self, change: Change, own: Sequence[Event], now: datetime) -> tuple[Delivery, ...]:
         jobs = {job.id: job for job in change.family.jobs}
-        return tuple(
-            delivery for event in change.events for delivery in make_deliveries(event, self._handlers, now, jobs.get(event.subject or ""))
-        )
+        deliveries: list[Delivery] = []
+        for event in change.events:
+            deliveries += make_deliveries(event, self._handlers, now, jobs.get(event.subject or ""))
+        for event in own:
+            deliveries += make_deliveries(event, self._handlers, now)
+        return tuple(deliveries)
 
     def _durations(self, decision: Decision) -> tuple[Duration, ...]:
         if decision.channel is None:
             return ()
-        taught = (duration_of(job, update, decision.channel) for job, update in decision.change.finished)
-        return tuple(duration for duration in taught if duration is not None)
+        taught = [duration_of(job, update, decision.channel) for job, update in decision.change.finished]
+        return tuple([duration for duration in taught if duration is not None])
 
     def _polls(
         self, before: Mapping[str, Job], decision: Decision, polls: Mapping[str, Poll], now: datetime
@@ -260,7 +262,9 @@ class Settling:
             self.counters.add(scope, event.type.replace("job.", "jobs_"))
             if job["finished_by"]:
                 self.counters.add(scope, f"finished_by_{job['finished_by']}")
-            log.info("job.settled", job=job["id"], provider=job["provider"], type=event.type, status=job["status"], by=job["finished_by"])
+            self._log.info(
+                "job.settled", job=job["id"], provider=job["provider"], type=event.type, status=job["status"], by=job["finished_by"]
+            )
 
     # Values that several passes need
 
@@ -288,15 +292,8 @@ class Settling:
 def own_events(change: Change, now: datetime) -> tuple[Event, ...]:
     """A submit whose answer is lost needs a person, if nothing else clears it up."""
     jobs = [event.data["job"] for event in change.events if event.type == "job.unconfirmed"]
-    return tuple(
-        own_event(
-            "unconfirmed",
-            {key: job[key] for key in ("submission_id", "provider", "model", "error")} | {"job_id": job["id"]},
-            now,
-            job["id"],
-        )
-        for job in jobs
-    )
+    told = ("submission_id", "provider", "model", "error")
+    return tuple([own_event("unconfirmed", {key: job[key] for key in told} | {"job_id": job["id"]}, now, job["id"]) for job in jobs])
 
 
 def in_turn(decides: Sequence[Decide]) -> Decide:
@@ -331,13 +328,10 @@ def join(first: Decision, second: Decision) -> Decision:
 
 def has_words(decision: Decision) -> bool:
     """Whether there may be a text in it that somebody else wrote; most callbacks bring none."""
-    change = decision.change
-    return (
-        bool(decision.notices or decision.calls)
-        or any(job.error is not None for job in change.family.jobs)
-        or any(event.data["job"]["error"] is not None for event in change.events)
-        or any(outcome.reason is not None for outcome in decision.outcomes)
-    )
+    words: list[Any] = [outcome.reason for outcome in decision.outcomes]
+    words += [job.error for job in decision.change.family.jobs]
+    words += [event.data["job"]["error"] for event in decision.change.events]
+    return bool(decision.notices or decision.calls or any(words))
 
 
 def mask_words(decision: Decision, masker: Masker) -> Decision:
