@@ -94,8 +94,8 @@ async def die(raw, store):
     await raw.execute("UPDATE nodes SET seen_at = 0 WHERE id = $1", store.node)
 
 
-async def put_poll(store, **fields):
-    family = make_running_family()
+async def put_poll(store, provider="elkapi", **fields):
+    family = make_running_family(provider=provider)
     await store.create_submission(family)
     poll = make_poll(family.jobs[0], **fields)
     assert await store.settle([Settlement(submission=family.submission, version=0, polls=(poll,))]) == [True]
@@ -376,6 +376,20 @@ class TestRaces:
                 assert [notice.id for notice in await store.claim_notices(9)] == [notices[1].id]
             async with self.holding(raw, "SELECT event_id FROM deliveries ORDER BY created_at"):
                 assert [event.id for _, event in await store.claim_deliveries(later, {"archive": 9})] == [events[1].id]
+
+    async def test_a_claim_of_two_accounts_leaves_the_others_what_it_does_not_take(self, store, raw):
+        polls = [await put_poll(store, "elkapi" if n < 3 else "oxen", due_at=NOW + seconds(n)) for n in range(6)]
+        locked = "SELECT count(*) FROM polls WHERE claimed_by IS NULL AND xmax::text <> '0'"
+        assert await raw.fetchval(locked) == 0
+        async with bounded(3), self.holding(raw, "SELECT job_id FROM polls ORDER BY due_at"):  # the next of its account stands in for it
+            claimed = await store.claim_polls(NOW + seconds(9), 2, ["oxen", "elkapi"])
+        assert [poll.job_id for poll, _ in claimed] == [poll.job_id for poll in polls[1:3]]
+        assert await raw.fetchval(locked) == 1  # by who held it
+        assert [poll.job_id for poll, _ in await store.claim_polls(NOW + seconds(9), 2, ["oxen", "elkapi"])] == [
+            polls[0].job_id,
+            polls[3].job_id,
+        ]
+        assert await raw.fetchval(locked) == 0
 
     async def test_pruning_waits_for_nobody_and_nobody_for_it(self, store, raw):
         families = [make_running_family(job={"status": Status.FAILED, "finished_at": NOW + seconds(n)}) for n in range(2)]

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from receiver.model import Job, Poll
 from receiver.stores.listings import OPEN_AFTER
 from receiver.stores.postgres_access import Access, Tx, each
-from receiver.stores.postgres_rows import JOB_TABLE, POLL_TABLE, numbered
-from receiver.stores.rows import POLLS
+from receiver.stores.postgres_rows import JOB_TABLE, POLL_TABLE, Table, numbered
+from receiver.stores.rows import POLLS, Rows
 
 # What was asked for while the poll was under way is not lost when its result is written.
 _REPLACE = (
@@ -32,6 +32,26 @@ _PUT = POLL_TABLE.insert(
 BURY = (
     "UPDATE polls SET claimed_by = NULL, due_at = least(due_at, asked_at), cancel = cancel OR asked_cancel,"
     " asked_at = NULL, asked_cancel = false WHERE claimed_by = ANY($1::text[])"
+)
+
+_POLLED = Table("polls", Rows(Poll, POLLS.codecs, beside=("job_id", "submission_id", "provider")))  # what its job does not say
+_DUE = (
+    "SELECT {columns} FROM polls WHERE provider = wanted.name AND claimed_by IS NULL AND due_at <= {now}"
+    " ORDER BY due_at, job_id LIMIT {most}"
+)
+_SHARES = (
+    "SELECT name, count(*) FROM (SELECT wanted.name FROM unnest($1::text[]) AS wanted (name)"
+    f" CROSS JOIN LATERAL ({_DUE.format(columns='due_at, job_id', now='$2', most='$3')}) AS due ORDER BY due_at, job_id LIMIT $3) AS first"
+    " GROUP BY name"
+)
+# Found once, in the index of what is due, and then by its place: what is locked does not move.
+_CLAIM = (
+    "WITH poll AS (UPDATE polls SET claimed_by = $4 WHERE ctid = ANY (ARRAY("
+    "SELECT due.place FROM unnest($1::text[], $2::bigint[]) AS wanted (name, most)"
+    f" CROSS JOIN LATERAL ({_DUE.format(columns='ctid AS place', now='$3', most='wanted.most')} FOR UPDATE SKIP LOCKED) AS due))"
+    f" RETURNING job_id, {_POLLED.columns})"
+    f" SELECT {JOB_TABLE.columns_of('job')}, {_POLLED.columns_of('poll')} FROM poll JOIN jobs AS job ON job.id = poll.job_id"
+    " ORDER BY poll.due_at, poll.job_id"
 )
 
 
@@ -58,20 +78,17 @@ async def _write(tx: Tx, statement: str, polls: Sequence[Poll]) -> None:
 @each("claiming")
 async def _claim(tx: Tx, asked: tuple[datetime, int, Sequence[str]]) -> list[tuple[Poll, Job]]:
     now, limit, providers = asked
-    rows = await tx.change(
-        "WITH due AS MATERIALIZED (SELECT found.job_id, found.due_at FROM unnest($1::text[]) AS wanted (name) CROSS JOIN LATERAL ("
-        "SELECT job_id, due_at FROM polls WHERE provider = wanted.name AND claimed_by IS NULL AND due_at <= $2"
-        " ORDER BY due_at, job_id LIMIT $3 FOR UPDATE SKIP LOCKED) AS found ORDER BY found.due_at, found.job_id LIMIT $3),"
-        " poll AS (UPDATE polls SET claimed_by = $4 FROM due WHERE polls.job_id = due.job_id"
-        f" RETURNING {POLL_TABLE.columns_of('polls')})"
-        f" SELECT {POLL_TABLE.columns_of('poll')}, {JOB_TABLE.columns_of('job')} FROM poll JOIN jobs AS job ON job.id = poll.job_id"
-        " ORDER BY poll.due_at, poll.job_id",
-        list(dict.fromkeys(providers)),
-        tx.to_db(now),
-        limit,
-        tx.node,
-    )
-    return [(POLL_TABLE.decode(row, tx.shift), JOB_TABLE.decode(list(row)[POLL_TABLE.width :], tx.shift)) for row in rows]
+    due_at, room = tx.to_db(now), dict.fromkeys(providers, limit)
+    if len(room) > 1:  # how many of each are among the first: others pass over what is locked, claimed or not
+        room = dict(await tx.look(_SHARES, list(room), due_at, limit))
+    rows = await tx.change(_CLAIM, list(room), list(room.values()), due_at, tx.node)
+    return [_decode(row, tx.shift) for row in rows]
+
+
+def _decode(row: Sequence[Any], shift: int) -> tuple[Poll, Job]:
+    job = JOB_TABLE.decode(row, shift)
+    beside = row[JOB_TABLE.width :]
+    return _POLLED.decode(beside, shift, job_id=job.id, submission_id=job.submission_id, provider=job.provider), job
 
 
 @each("claiming")
@@ -119,7 +136,7 @@ def _selections(asked: _Asked) -> list[tuple[str, Any]]:
     if asked.job_ids:
         selections.append(("{id} = ANY($1::text[])", list(asked.job_ids)))
     if asked.submission_id is not None:
-        selections.append(("submission_id = $1", asked.submission_id))
+        selections.append(("{id} = ANY (ARRAY(SELECT id FROM jobs WHERE submission_id = $1))", asked.submission_id))
     return selections
 
 
