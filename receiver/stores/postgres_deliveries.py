@@ -37,8 +37,8 @@ _FINISH = (
     " last_error = new.last_error, updated_at = new.updated_at, urgent_at = new.urgent_at, claimed_by = NULL,"
     " stage = CASE WHEN new.state NOT IN ('pending', 'retrying') THEN NULL"
     f" WHEN new.next_attempt_at IS NULL THEN {READY} ELSE {NOT_DUE} END"
-    f" FROM {DELIVERY_TABLE.unnest()} WHERE deliveries.id = new.id AND deliveries.state = 'running'"
-    f" AND deliveries.claimed_by = ${DELIVERY_TABLE.width + 1} RETURNING deliveries.id"
+    f" FROM {DELIVERY_TABLE.source()} WHERE deliveries.id = new.id AND deliveries.state = 'running'"
+    f" AND deliveries.claimed_by = $2 RETURNING deliveries.id"
 )
 
 
@@ -60,8 +60,8 @@ async def _finish(tx: Tx, asked: Sequence[Sequence[Delivery]]) -> list[list[bool
     """Only the first end of a run counts."""
     ends = {delivery.id: delivery for deliveries in reversed(asked) for delivery in reversed(deliveries)}
     await lock_jobs(tx, {end.job_id for end in ends.values() if end.state is not DeliveryState.RETRYING})
-    arrays = DELIVERY_TABLE.arrays(list(ends.values()), tx.shift)
-    written = {row_id for (row_id,) in await tx.change(_FINISH, *arrays, tx.node)}
+    rows = DELIVERY_TABLE.pack(list(ends.values()), tx.shift)
+    written = {row_id for (row_id,) in await tx.change(_FINISH, rows, tx.node)}
     over = [ends[row_id] for row_id in written if ends[row_id].state is not DeliveryState.RETRYING]
     await free_followers(tx, [(end.job_id, end.handler) for end in over])
     return [[delivery.id in written and ends.pop(delivery.id, None) is delivery for delivery in deliveries] for deliveries in asked]

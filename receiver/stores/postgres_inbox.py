@@ -9,7 +9,7 @@ from typing import Any
 from receiver.model import Notice
 from receiver.stores.claiming import choose_notices
 from receiver.stores.postgres_access import Access, Tx, each, work
-from receiver.stores.postgres_rows import NOTICE_TABLE
+from receiver.stores.postgres_rows import NOTICE_TABLE, pack, source
 from receiver.stores.rows import BODY
 from receiver.stores.terms import NoticeBound, NoticeOutcome
 
@@ -17,13 +17,11 @@ CLAIMING = 4711_0002  # the advisory lock under which notices are claimed
 
 _N = NOTICE_TABLE.width
 _KEEP = (
-    f"WITH kept AS MATERIALIZED (SELECT new.*, bound.body FROM {NOTICE_TABLE.unnest()}"
-    f" JOIN unnest(${_N + 1}::bytea[], ${_N + 2}::bigint[], ${_N + 3}::bigint[]) WITH ORDINALITY"
-    " AS bound (body, callbacks, bytes, nth) USING (nth)"
+    f"WITH kept AS MATERIALIZED (SELECT new.* FROM {source(f'{NOTICE_TABLE.typed}, room bigint, room_bytes bigint', has_bodies=True)}"
     # a look for each: as a plain join a young table is read whole, again with every batch
     " LEFT JOIN LATERAL (SELECT callbacks, bytes FROM inboxes WHERE inboxes.submission_id = new.submission_id LIMIT 1) AS inbox ON true"
     " WHERE submission_id IS NULL"
-    " OR (coalesce(inbox.callbacks, 0) <= bound.callbacks AND coalesce(inbox.bytes, 0) <= bound.bytes)),"
+    " OR (coalesce(inbox.callbacks, 0) <= room AND coalesce(inbox.bytes, 0) <= room_bytes)),"
     f" written AS (INSERT INTO notices ({NOTICE_TABLE.columns}) SELECT {NOTICE_TABLE.columns} FROM kept ORDER BY nth"
     " ON CONFLICT (id) DO NOTHING RETURNING id, arrival),"
     " said AS (INSERT INTO bodies (arrival, body) SELECT arrival, body FROM written JOIN kept USING (id) WHERE body <> ''"
@@ -37,8 +35,7 @@ _KEEP = (
 
 # New ones with their bodies.
 _INSERT = (
-    f"WITH new AS MATERIALIZED (SELECT new.*, said.body FROM {NOTICE_TABLE.unnest()}"
-    f" JOIN unnest(${_N + 1}::bytea[]) WITH ORDINALITY AS said (body, nth) USING (nth)),"
+    f"WITH new AS MATERIALIZED (SELECT new.* FROM {source(NOTICE_TABLE.typed, has_bodies=True)}),"
     f" written AS (INSERT INTO notices ({NOTICE_TABLE.columns}) SELECT {NOTICE_TABLE.columns} FROM new ORDER BY nth"
     " ON CONFLICT (id) DO NOTHING RETURNING id, arrival)"
     " INSERT INTO bodies (arrival, body) SELECT arrival, body FROM written JOIN new USING (id) WHERE body <> ''"
@@ -50,8 +47,7 @@ SETTLE_NOTICES = (
     "UPDATE notices SET outcome = new.outcome, status = coalesce(new.status, notices.status),"
     " job_id = coalesce(new.job_id, notices.job_id), reason = new.reason,"
     " remote_id = coalesce(new.remote_id, notices.remote_id), claimed_by = NULL"
-    " FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])"
-    " AS new (outcome, status, job_id, reason, remote_id, id)"
+    f" FROM {source('outcome text, status text, job_id text, reason text, remote_id text, id text')}"
     " WHERE notices.id = new.id AND (notices.outcome IS NULL OR notices.outcome IN ('waiting', 'unreadable'))"
 )
 
@@ -59,7 +55,7 @@ SETTLE_NOTICES = (
 async def insert_notices(tx: Tx, notices: Sequence[Notice]) -> None:
     """In this order, and with their bodies; one that is there already stays as it is."""
     if notices:
-        await tx.execute(_INSERT, *NOTICE_TABLE.arrays(notices, tx.shift), [notice.body for notice in notices])
+        await tx.execute(_INSERT, NOTICE_TABLE.pack(notices, tx.shift), [notice.body for notice in notices])
 
 
 def decode_notice(row: Sequence[Any], shift: int) -> Notice:
@@ -67,14 +63,15 @@ def decode_notice(row: Sequence[Any], shift: int) -> Notice:
     return NOTICE_TABLE.decode(row, shift, body=row[_N] or b"")
 
 
-def outcome_arrays(outcomes: Sequence[NoticeOutcome]) -> list[list[Any]]:
+def pack_outcomes(outcomes: Sequence[NoticeOutcome]) -> str:
     last = {outcome.id: outcome for outcome in outcomes}  # an UPDATE meets each row once
     statuses = [None if one.status is None else one.status.value for one in last.values()]
-    rows = [
-        (one.outcome.value, status, one.job_id, one.reason, one.remote_id, one.id)
-        for one, status in zip(last.values(), statuses, strict=True)
-    ]
-    return [list(column) for column in zip(*rows, strict=True)]
+    return pack(
+        [
+            (one.outcome.value, status, one.job_id, one.reason, one.remote_id, one.id)
+            for one, status in zip(last.values(), statuses, strict=True)
+        ]
+    )
 
 
 @work("intake", is_single=True)
@@ -86,9 +83,9 @@ async def _keep(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound]]) -> list[boo
         callbacks, size = sums.get(notice.submission_id, (0, 0))
         callbacks, size = sums[notice.submission_id] = callbacks + 1, size + len(notice.body)
         bounds.append((bound.callbacks - callbacks, bound.bytes - size))  # what may be there already
-    notices = NOTICE_TABLE.arrays([notice for notice, _ in asked], tx.shift)
-    bodies = [notice.body for notice, _ in asked]
-    kept = {row[0] for row in await tx.change(_KEEP, *notices, bodies, *map(list, zip(*bounds, strict=True)))}
+    notices = NOTICE_TABLE.encode([notice for notice, _ in asked], tx.shift)
+    rows = pack([(*notice, *bound) for notice, bound in zip(notices, bounds, strict=True)])
+    kept = {row[0] for row in await tx.change(_KEEP, rows, [notice.body for notice, _ in asked])}
     return [nth in kept for nth in range(1, len(asked) + 1)]
 
 
@@ -130,7 +127,7 @@ async def _unclaim(tx: Tx, notice_ids: Sequence[str]) -> None:
 @each("settling")
 async def _set_aside(tx: Tx, outcomes: Sequence[NoticeOutcome]) -> None:
     if outcomes:  # an unsettled one only by the node that has claimed it
-        await tx.execute(f"{SETTLE_NOTICES} AND (notices.outcome IS NOT NULL OR claimed_by = $7)", *outcome_arrays(outcomes), tx.node)
+        await tx.execute(f"{SETTLE_NOTICES} AND (notices.outcome IS NOT NULL OR claimed_by = $2)", pack_outcomes(outcomes), tx.node)
 
 
 @each("settling")

@@ -15,7 +15,7 @@ KEY_TABLE = Table("api_keys", KEYS)
 
 @each("upkeep")
 async def _create(tx: Tx, key: ApiKey) -> bool:
-    return await tx.execute(KEY_TABLE.insert("ON CONFLICT DO NOTHING"), *KEY_TABLE.arrays([key], tx.shift)) == 1
+    return await tx.execute(KEY_TABLE.insert("ON CONFLICT DO NOTHING"), KEY_TABLE.pack([key], tx.shift)) == 1
 
 
 @each("upkeep")

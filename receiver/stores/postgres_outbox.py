@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from receiver.model import Delivery, Event, Stored
 from receiver.stores.postgres_access import Tx
-from receiver.stores.postgres_rows import DELIVERY_TABLE
+from receiver.stores.postgres_rows import DELIVERY_TABLE, pack, source
 from receiver.stores.rows import decode_outputs, encode_event, json_text
 
 HELD, NOT_DUE, READY = 0, 1, 2
@@ -35,7 +35,7 @@ _STAGE_OF_FREED = f"CASE WHEN next_attempt_at IS NULL THEN {READY} ELSE {NOT_DUE
 
 _INSERT_DELIVERIES = (
     f"INSERT INTO deliveries ({DELIVERY_TABLE.columns}, stage) SELECT {DELIVERY_TABLE.columns_of('later')}, {_STAGE_OF_NEW}"
-    f" FROM {DELIVERY_TABLE.unnest('later')} ORDER BY nth ON CONFLICT (id) DO NOTHING"
+    f" FROM {DELIVERY_TABLE.source('later')} ORDER BY nth ON CONFLICT (id) DO NOTHING"
 )
 _HOLD_BATCH = (
     f"UPDATE deliveries AS later SET stage = {HELD} WHERE later.id = ANY($1::text[]) AND later.stage IN ({NOT_DUE}, {READY}) AND {_IS_HELD}"
@@ -46,9 +46,8 @@ _FREE = (
 )
 _INSERT_EVENTS = (
     "INSERT INTO events (position, id, job_id, at, depth, envelope)"
-    " SELECT (SELECT base FROM positions) + (pg_current_xact_id()::text::bigint << 20) + $6 + nth, id, job_id, at, depth, envelope"
-    " FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[]) WITH ORDINALITY"
-    " AS new (id, job_id, at, depth, envelope, nth) ORDER BY nth ON CONFLICT (id) DO NOTHING"
+    " SELECT (SELECT base FROM positions) + (pg_current_xact_id()::text::bigint << 20) + $2 + nth, id, job_id, at, depth, envelope"
+    f" FROM {source('id text, job_id text, at bigint, depth bigint, envelope text')} ORDER BY nth ON CONFLICT (id) DO NOTHING"
 )
 
 
@@ -64,8 +63,9 @@ async def insert_events(tx: Tx, events: Sequence[tuple[Event, str | None]]) -> i
     if not events:
         return 0
     rows = [encode_event(event, job_id) for event, job_id in events]
-    ids, jobs, times, depths, envelopes = map(list, zip(*rows, strict=True))
-    count = await tx.execute(_INSERT_EVENTS, ids, jobs, [at + tx.shift for at in times], depths, envelopes, tx.events)
+    if tx.shift:
+        rows = [(event_id, job_id, at + tx.shift, depth, envelope) for event_id, job_id, at, depth, envelope in rows]
+    count = await tx.execute(_INSERT_EVENTS, pack(rows), tx.events)
     tx.events += len(events)
     return count
 
@@ -74,7 +74,7 @@ async def insert_deliveries(tx: Tx, deliveries: Sequence[Delivery]) -> None:
     """The caller holds the jobs' locks."""
     if not deliveries:
         return
-    await tx.execute(_INSERT_DELIVERIES, *DELIVERY_TABLE.arrays(deliveries, tx.shift))
+    await tx.execute(_INSERT_DELIVERIES, DELIVERY_TABLE.pack(deliveries, tx.shift))
     seen = set()
     for delivery in deliveries:  # those of one statement do not see each other
         if delivery.job_id is not None and (delivery.job_id, delivery.handler) in seen:

@@ -72,7 +72,7 @@ async def _write(tx: Tx, statement: str, polls: Sequence[Poll]) -> None:
     """In the order of their ids, as everyone locks them."""
     if polls:
         last = {poll.job_id: poll for poll in polls}
-        await tx.execute(statement, *POLL_TABLE.arrays([last[job_id] for job_id in sorted(last)], tx.shift))
+        await tx.execute(statement, POLL_TABLE.pack([last[job_id] for job_id in sorted(last)], tx.shift))
 
 
 @each("claiming")

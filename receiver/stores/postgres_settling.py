@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from receiver.model import Family, Job, Poll, Submission
 from receiver.stores.merging import Standing, choose_current, merge
 from receiver.stores.postgres_access import Access, Tx, work
-from receiver.stores.postgres_inbox import SETTLE_NOTICES, insert_notices, outcome_arrays
+from receiver.stores.postgres_inbox import SETTLE_NOTICES, insert_notices, pack_outcomes
 from receiver.stores.postgres_outbox import insert_deliveries, insert_events
 from receiver.stores.postgres_polls import write_polls
-from receiver.stores.postgres_rows import CALL_TABLE, JOB_TABLE, Table
+from receiver.stores.postgres_rows import CALL_TABLE, JOB_TABLE, Table, pack, source
 from receiver.stores.postgres_submissions import insert_jobs, load_families, load_to_settle
 from receiver.stores.rows import JOB_KEEPS, JOBS, Rows, decode_outputs, json_text
 from receiver.stores.terms import Settlement
@@ -23,8 +23,8 @@ T = TypeVar("T")
 # A submission that is still `sent` keeps its claim: the node that waits for the answer lives.
 _WRITE_SUBMISSIONS = (
     "UPDATE submissions SET state = new.state, attempts = new.attempts, next_attempt_at = new.next_attempt_at, sent_at = new.sent_at,"
-    " version = version + 1, claimed_by = CASE WHEN claimed_by = $6 AND new.state <> 'sent' THEN NULL ELSE claimed_by END"
-    " FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS new (id, state, attempts, next_attempt_at, sent_at)"
+    " version = version + 1, claimed_by = CASE WHEN claimed_by = $2 AND new.state <> 'sent' THEN NULL ELSE claimed_by END"
+    f" FROM {source('id text, state text, attempts bigint, next_attempt_at bigint, sent_at bigint')}"
     " WHERE submissions.id = new.id"
 )
 # The jobs stay locked: see the outbox.
@@ -35,16 +35,19 @@ _LOCK = (
 )
 _CHANGES = Table("jobs", Rows(Job, JOBS.codecs, beside=[field for field in JOB_KEEPS if field != "id"]))
 _CHANGED = ", ".join(f"{field} = new.{field}" for field in _CHANGES.rows.fields if field != "id")
-_WRITE_JOBS = f"UPDATE jobs SET {_CHANGED}, has_raw = true FROM {_CHANGES.unnest()} WHERE jobs.id = new.id"
+_WRITE_JOBS = f"UPDATE jobs SET {_CHANGED}, has_raw = true FROM {_CHANGES.source()} WHERE jobs.id = new.id"
 _CONFIRM = (
     "UPDATE notices SET outcome = CASE WHEN notices.status IS NOT DISTINCT FROM new.status THEN 'applied' ELSE 'refuted' END"
-    " FROM unnest($1::text[], $2::text[]) AS new (job_id, status) WHERE notices.job_id = new.job_id AND notices.outcome = 'waiting'"
+    f" FROM {source('job_id text, status text')} WHERE notices.job_id = new.job_id AND notices.outcome = 'waiting'"
 )
 _REPEAT = (
     "UPDATE notices SET repeats = repeats + new.count, last_at = new.last_at"
-    " FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS new (id, count, last_at) WHERE notices.id = new.id"
+    f" FROM {source('id text, count bigint, last_at bigint')} WHERE notices.id = new.id"
 )
-_LEARN = "INSERT INTO durations (provider, model, seconds) SELECT * FROM unnest($1::text[], $2::text[], $3::double precision[])"
+_LEARN = (
+    "INSERT INTO durations (provider, model, seconds) SELECT provider, model, seconds"
+    f" FROM {source('provider text, model text, seconds double precision')}"
+)
 
 
 @work("settling")
@@ -59,7 +62,8 @@ async def _settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> list[list[bo
 
 
 async def _write(tx: Tx, settlements: Sequence[Settlement], known: set[str]) -> None:
-    await tx.execute(_WRITE_SUBMISSIONS, *_submission_arrays(tx, [settlement.submission for settlement in settlements]), tx.node)
+    submissions = [settlement.submission for settlement in settlements]
+    await tx.execute(_WRITE_SUBMISSIONS, pack([_submission_row(tx, submission) for submission in submissions]), tx.node)
     await _resize(tx, [settlement.submission for settlement in settlements if settlement.is_resized])
     jobs = _all(settlement.jobs for settlement in settlements)
     await _write_jobs(tx, jobs, known)
@@ -73,23 +77,23 @@ async def _write(tx: Tx, settlements: Sequence[Settlement], known: set[str]) -> 
             "DELETE FROM polls WHERE job_id IN (SELECT job_id FROM polls WHERE job_id = ANY($1::text[]) ORDER BY job_id FOR UPDATE)", ended
         )
     if calls := _all(settlement.calls for settlement in settlements):
-        await tx.execute(CALL_TABLE.insert("ON CONFLICT (id) DO NOTHING"), *CALL_TABLE.arrays(calls, tx.shift))
+        await tx.execute(CALL_TABLE.insert("ON CONFLICT (id) DO NOTHING"), CALL_TABLE.pack(calls, tx.shift))
     if durations := _all(settlement.durations for settlement in settlements):
-        await tx.execute(_LEARN, [one.provider for one in durations], [one.model for one in durations], [one.seconds for one in durations])
+        await tx.execute(_LEARN, pack([(one.provider, one.model, one.seconds) for one in durations]))
 
 
 def _all(groups: Iterable[Iterable[T]]) -> list[T]:
     return [one for group in groups for one in group]
 
 
-def _submission_arrays(tx: Tx, submissions: Sequence[Submission]) -> list[list[Any]]:
-    return [
-        [submission.id for submission in submissions],
-        [submission.state.value for submission in submissions],
-        [submission.attempts for submission in submissions],
-        [tx.to_db(submission.next_attempt_at) for submission in submissions],
-        [None if submission.sent_at is None else tx.to_db(submission.sent_at) for submission in submissions],
-    ]
+def _submission_row(tx: Tx, submission: Submission) -> tuple[Any, ...]:
+    return (
+        submission.id,
+        submission.state.value,
+        submission.attempts,
+        tx.to_db(submission.next_attempt_at),
+        None if submission.sent_at is None else tx.to_db(submission.sent_at),
+    )
 
 
 async def _resize(tx: Tx, submissions: Sequence[Submission]) -> None:
@@ -100,7 +104,7 @@ async def _resize(tx: Tx, submissions: Sequence[Submission]) -> None:
 
 async def _write_jobs(tx: Tx, jobs: Sequence[Job], known: set[str]) -> None:
     if changed := [job for job in jobs if job.id in known]:
-        await tx.execute(_WRITE_JOBS, *_CHANGES.arrays(changed, tx.shift))
+        await tx.execute(_WRITE_JOBS, _CHANGES.pack(changed, tx.shift))
     if new := [job for job in jobs if job.id not in known]:
         await insert_jobs(tx, new)
 
@@ -111,10 +115,10 @@ async def _write_notices(tx: Tx, settlements: Sequence[Settlement], written: set
     await insert_notices(tx, notices)
     outcomes = _all(settlement.outcomes for settlement in settlements)
     if outcomes:
-        await tx.execute(SETTLE_NOTICES, *outcome_arrays(outcomes))
+        await tx.execute(SETTLE_NOTICES, pack_outcomes(outcomes))
     if confirmations := {one.job_id: one.status for one in _all(settlement.confirmations for settlement in settlements)}:
-        statuses = [None if status is None else status.value for status in confirmations.values()]
-        await tx.execute(_CONFIRM, list(confirmations), statuses)
+        said = [(job_id, None if status is None else status.value) for job_id, status in confirmations.items()]
+        await tx.execute(_CONFIRM, pack(said))
     await _repeat(tx, _all(settlement.repeats for settlement in settlements))
     spoken_of = [notice.job_id for notice in notices] + [outcome.job_id for outcome in outcomes]
     heard = sorted({job_id for job_id in spoken_of if job_id is not None} - written)
@@ -127,7 +131,7 @@ async def _repeat(tx: Tx, repeats: Sequence[tuple[str, datetime]]) -> None:
     for notice_id, at in repeats:
         counts[notice_id] = counts.get(notice_id, (0, 0))[0] + 1, tx.to_db(at)
     if counts:
-        await tx.execute(_REPEAT, list(counts), [count for count, _ in counts.values()], [at for _, at in counts.values()])
+        await tx.execute(_REPEAT, pack([(notice_id, *counted) for notice_id, counted in counts.items()]))
 
 
 async def _find_jobs(tx: Tx, provider: str, remote_ids: Sequence[str], condition: str) -> list[Job]:

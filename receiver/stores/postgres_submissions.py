@@ -10,7 +10,7 @@ from datetime import datetime
 from receiver.errors import KeyReused
 from receiver.model import Family, Job, Poll, Submission
 from receiver.stores.postgres_access import Access, Tx, Work, each, work
-from receiver.stores.postgres_rows import JOB_TABLE, POLL_TABLE, SUBMISSION_TABLE
+from receiver.stores.postgres_rows import JOB_TABLE, POLL_TABLE, SUBMISSION_TABLE, pack, source
 from receiver.stores.rows import decode_input, json_text
 from receiver.stores.terms import Replayed
 
@@ -51,13 +51,13 @@ async def load_to_settle(tx: Tx, submission_ids: Iterable[str]) -> tuple[dict[st
 
 
 async def insert_jobs(tx: Tx, jobs: Sequence[Job]) -> None:
-    await tx.execute(JOB_TABLE.insert(""), *JOB_TABLE.arrays(jobs, tx.shift))
+    await tx.execute(JOB_TABLE.insert(""), JOB_TABLE.pack(jobs, tx.shift))
     pairs = [(key, value, tx.to_db(job.created_at), job.id) for job in jobs for key, value in job.metadata.items()]
     if pairs:
         await tx.execute(
             "INSERT INTO job_metadata (key, value, created_at, job_id)"
-            " SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[])",
-            *map(list, zip(*pairs, strict=True)),
+            f" SELECT key, value, created_at, job_id FROM {source('key text, value text, created_at bigint, job_id text')}",
+            pack(pairs),
         )
 
 
@@ -68,15 +68,14 @@ async def _create_many(tx: Tx, families: Sequence[Family]) -> list[Family | Repl
         row[0]
         for row in await tx.change(
             SUBMISSION_TABLE.insert("ON CONFLICT (api_key_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING RETURNING id"),
-            *SUBMISSION_TABLE.arrays([family.submission for family in ordered], tx.shift),
+            SUBMISSION_TABLE.pack([family.submission for family in ordered], tx.shift),
         )
     }
     new = [family for family in families if family.submission.id in created]
     if new:
         await tx.execute(
-            "INSERT INTO inputs (submission_id, input) SELECT * FROM unnest($1::text[], $2::text[])",
-            [family.submission.id for family in new],
-            [json_text(family.submission.input) for family in new],
+            f"INSERT INTO inputs (submission_id, input) SELECT submission_id, input FROM {source('submission_id text, input text')}",
+            pack([(family.submission.id, json_text(family.submission.input)) for family in new]),
         )
         await insert_jobs(tx, [job for family in new for job in family.jobs])
     return [family if family.submission.id in created else await _find_by_key(tx, family) for family in families]

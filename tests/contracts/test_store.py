@@ -79,6 +79,63 @@ async def put_event(store, job, type="job.succeeded", *, sequence=1, handlers=("
     return event, deliveries
 
 
+WORDS = (
+    "",
+    " ",
+    "NULL",
+    "null",
+    '{"a": [1, null]}',
+    '"it\'s" \\ 100 % {,}',
+    "\\u0000",
+    "\x01\t\n\x1f\x7f\u2028",
+    "\U0001f600 \u00e9 e\u0301",
+    "a\0b \\u0000",
+)
+
+
+class TestValues:
+    """Strangers choose ids and words."""
+
+    @pytest.mark.parametrize("word", WORDS, ids=ascii)
+    async def test_words_come_back_as_they_were_written(self, store, word):
+        family = make_running_family(metadata={"word": word}, job={"remote_id": word, "polling_url": word})
+        (job,) = family.jobs
+        callback = make_notice(family.submission.id, headers={"word": word}, provider=word)
+        orphan = make_notice(None)
+        done = replace(job, outputs=(make_output(url=word),), error=JobError(ErrorCode.UNKNOWN, word, word))
+        event = make_event(done)
+        delivery = make_delivery(event, last_error=word)
+        poll = make_poll(job, last_hash=word)
+        await seed(store, replace(family, submission=replace(family.submission, input={"word": word})))
+        assert await asyncio.gather(store.keep_notice(callback, BOUND), store.keep_notice(orphan, BOUND)) == [True, True]
+        aside = NoticeOutcome(id=orphan.id, outcome=Outcome.ORPHAN, reason=word, remote_id=word)
+        assert len(await store.claim_notices(10)) == 2
+        assert await settle(store, family, jobs=(done,), outcomes=(aside,), events=(event,), deliveries=(delivery,), polls=(poll,))
+
+        whole = (word, word.replace("\0", "\ufffd"))  # where a database has no such character
+        found = await load(store, family)
+        (kept,) = found.jobs
+        assert {kept.remote_id, kept.polling_url} <= set(whole)
+        assert (found.submission.input, kept.metadata) == ({"word": word}, {"word": word})
+        assert (kept.outputs, kept.error) == (done.outputs, done.error)
+        notice, other = await store.read_notice(callback.id), await store.read_notice(orphan.id)
+        assert notice.headers == callback.headers
+        assert {notice.provider, other.reason, other.remote_id} <= set(whole)
+        assert [found.data for _, found, _ in await store.read_events(0, 10)] == [event.data]
+        assert (await store.read_delivery(delivery.id)).last_error in whole
+        assert (await store.load_polls([job.id]))[job.id].last_hash in whole
+
+    @pytest.mark.parametrize("number", [0.1 + 0.2, 5e-324, 1.7976931348623157e308, -0.0, 1e22, 123456789.123456789])
+    async def test_numbers_come_back_to_the_last_bit(self, store, number):
+        family = make_running_family(job={"progress": number, "cost": Cost(number, "USD")})
+        await seed(store, family)
+        (job,) = family.jobs
+        learned = Duration(provider="elkapi", model="elk-1", seconds=number)
+        assert await settle(store, family, jobs=(replace(job, sequence=2**63 - 1),), durations=(learned,))
+        assert (await load(store, family)).jobs == (replace(job, sequence=2**63 - 1),)
+        assert (await store.read_learned())[0].seconds == (number,)
+
+
 class TestSubmissions:
     async def test_a_new_submission_is_kept_whole(self, store):
         family = make_family(2, metadata={"user": "42"})
