@@ -127,14 +127,13 @@ class Inbox:
         """Keep a proven callback; returns once it is on disk. TooMany over the bound of one submission; StoreUnavailable."""
         now = self._clock.now()
         masker = self._masker if token is None else self._masker.with_token(token)
-        kept_headers = [(name, headers[name]) for name in self._kept_headers(provider) if name in headers]
         notice = Notice(
             id=make_id("ntc", now),
             channel=Channel.CALLBACK,
             provider=provider,
             at=now,
             submission_id=submission_id,
-            headers={name: masker.mask_text(value) for name, value in kept_headers},
+            headers={name: masker.mask_text(headers[name]) for name in self._kept_headers(provider) if name in headers},
             body=masker.mask(decode(body, headers.get("content-encoding", ""), self.max_body_bytes)),
         )
         if submission_id is None:
@@ -155,7 +154,9 @@ class Inbox:
     def _kept_headers(self, provider: str) -> tuple[str, ...]:
         spec = self.find_spec(provider)
         callback = None if spec is None else spec.table.callback
-        return KEPT_HEADERS if callback is None else (*KEPT_HEADERS, *(name.lower() for name in callback.kept_headers))
+        if callback is None or not callback.kept_headers:
+            return KEPT_HEADERS
+        return (*KEPT_HEADERS, *(name.lower() for name in callback.kept_headers))
 
     async def poll_instead(self, provider: str, submission_id: str | None) -> None:
         """Behind a good token came a body that we do not take: ask the provider at once."""
@@ -166,6 +167,8 @@ class Inbox:
 
 def decode(body: bytes, encoding: str, limit: int) -> bytes:
     """The body without its Content-Encoding, up to `limit` bytes. What cannot be decoded is kept as it came: it shows as unreadable."""
+    if not encoding:
+        return body
     encoding = encoding.strip().lower()
     try:
         if encoding in {"gzip", "x-gzip"}:

@@ -194,10 +194,10 @@ class Callbacks:
 
 
 def read_headers(scope: Scope) -> dict[str, str]:
-    """By lower-case name; what came several times is joined as RFC 9110 says."""
+    """By lower-case name, as ASGI has them; what came several times is joined as RFC 9110 says."""
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
