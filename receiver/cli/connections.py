@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -112,17 +112,48 @@ class WatchedH11(Watched, H11Protocol):
     """h11 bounds heads, chunk headers and trailers by itself, given `h11_max_incomplete_event_size`."""
 
 
+class Idle:
+    """Connections that wait for their next request, in the order in which they began to. One timer for them all: one for each costs
+    more than reading the head of a request."""
+
+    def __init__(self) -> None:
+        self._until: dict[Any, float] = {}  # of the loop's clock
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, connection: Any) -> None:
+        ends_at = self._until[connection] = connection.loop.time() + connection.timeout_keep_alive
+        if self._timer is None:
+            self._timer = connection.loop.call_at(ends_at, self._look, connection.loop)
+
+    def end(self, connection: Any) -> None:
+        self._until.pop(connection, None)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        for connection, ends_at in list(self._until.items()):
+            if ends_at > loop.time():
+                self._timer = loop.call_at(ends_at, self._look, loop)
+                return
+            del self._until[connection]
+            connection.timeout_keep_alive_handler()
+
+
 def write_prepared(find_cycle: Callable[[], Any], after_date: bytes) -> bool:
     """A whole 200 in one write. What is out of the ordinary takes the ordinary way."""
     cycle = find_cycle()
     if cycle is None or cycle.disconnected or not cycle.keep_alive or cycle.flow.write_paused or cycle.waiting_for_100_continue:
         return False
     cycle.response_started = cycle.response_complete = True
-    head = b"".join(b"%s: %s\r\n" % header for header in cycle.default_headers)  # the date
-    cycle.transport.write(b"HTTP/1.1 200 OK\r\n" + head + after_date)
+    cycle.transport.write(begin_ok(tuple(cycle.default_headers)) + after_date)
     cycle.message_event.set()
     cycle.on_response()
     return True
+
+
+@lru_cache(maxsize=1)
+def begin_ok(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """With the date, which changes once a second."""
+    return b"HTTP/1.1 200 OK\r\n" + b"".join(b"%s: %s\r\n" % header for header in headers)
 
 
 def find_protocol() -> type[asyncio.Protocol]:
@@ -136,6 +167,7 @@ def find_protocol() -> type[asyncio.Protocol]:
         """httptools bounds nothing: what is no body is counted here."""
 
         most = most_connections()
+        idle = Idle()
         _fed = 0  # bytes since the message began, without those of the read in which it did
         _held = 0  # bytes of body among them
         _has_begun = False
@@ -153,7 +185,20 @@ def find_protocol() -> type[asyncio.Protocol]:
             self._held += len(body)
             super().on_body(body)
 
+        def on_response_complete(self) -> None:
+            if self.pipeline or self.transport.is_closing():
+                super().on_response_complete()
+                return
+            self.server_state.total_requests += 1
+            self.flow.resume_reading()
+            self.idle.begin(self)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.idle.end(self)
+            super().connection_lost(exc)
+
         def data_received(self, data: bytes) -> None:
+            self.idle.end(self)
             self._has_begun = False
             super().data_received(data)
             if not self._has_begun:

@@ -126,6 +126,17 @@ async def test_an_answer_that_takes_long_is_not_cut(monkeypatch):
         assert await ask(reader, writer, b"0\r\n\r\n") == (b"200", b"1")
 
 
+async def test_a_connection_that_asks_no_more_is_closed_after_a_while(monkeypatch):
+    monkeypatch.setattr(service, "KEEP_ALIVE", 0.5)
+    async with serving() as port, connected(port) as often, connected(port) as once, connected(port) as gone:
+        for connection in (often, once, gone):
+            assert await ask(*connection) == (b"200", b"0")
+        gone[1].close()
+        assert await ask(*often) == (b"200", b"0")
+        assert [await everything(reader) for reader, _ in (once, often)] == [b"", b""]
+        assert await is_well(port)
+
+
 async def test_a_client_that_does_not_read_is_cut(monkeypatch):
     monkeypatch.setattr(connections, "READER_SECONDS", 0.2)
     async with serving() as port, connected(port) as (reader, writer):
