@@ -1,7 +1,9 @@
 """Keeps outputs as files of this machine: each in a part of its own until it is whole and on disk, then under its name.
 
 The network is read while a thread hashes and writes what came before; both let go of the interpreter for that. Each step into a
-thread costs as much as reading some hundred KiB, so there are few: one to begin, one for each large piece, one to end.
+thread costs as much as reading some hundred KiB, so there are few: one to begin, one for each large piece, one to end. The large
+pieces of all outputs take turns in one thread, which is faster than the loop reads: several would only fight with the loop, and with
+each other, for the interpreter and the processor.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -34,6 +37,7 @@ class Folder:
     def __init__(self, root: Path, names: NameTemplate, max_bytes: int, context: Context) -> None:
         self._root, self._names, self._max_bytes, self._context = root, names, max_bytes, context
         self._rooted: set[Path] = set()  # folders whose own names are on disk, up to the root
+        self._taker = ThreadPoolExecutor(1, "storage")
 
     async def keep(self, job: dict[str, Any], output: dict[str, Any]) -> Stored:
         place = Place(self._root, self._names.name(job, output["index"]))
@@ -77,7 +81,7 @@ class Folder:
                 if part.waiting_bytes >= WRITE_BYTES and (writing is None or writing.done() or part.waiting_bytes >= MOST_WAITING):
                     if writing is not None:
                         await whole(writing)
-                    writing = start_thread(part.take, part.hand_over())
+                    writing = asyncio.get_running_loop().run_in_executor(self._taker, part.take, part.hand_over())
             has_come = part.total is None or part.came == part.total
         finally:
             if writing is not None:
