@@ -35,20 +35,13 @@ BURY = (
 )
 
 _POLLED = Table("polls", Rows(Poll, POLLS.codecs, beside=("job_id", "submission_id", "provider")))  # what its job does not say
-_DUE = (
-    "SELECT {columns} FROM polls WHERE provider = wanted.name AND claimed_by IS NULL AND due_at <= {now}"
-    " ORDER BY due_at, job_id LIMIT {most}"
-)
-_SHARES = (
-    "SELECT name, count(*) FROM (SELECT wanted.name FROM unnest($1::text[]) AS wanted (name)"
-    f" CROSS JOIN LATERAL ({_DUE.format(columns='due_at, job_id', now='$2', most='$3')}) AS due ORDER BY due_at, job_id LIMIT $3) AS first"
-    " GROUP BY name"
-)
+_DUE = "SELECT {columns} FROM polls WHERE provider = {name} AND claimed_by IS NULL AND due_at <= {now}"
 # Found once, in the index of what is due, and then by its place: what is locked does not move.
 _CLAIM = (
     "WITH poll AS (UPDATE polls SET claimed_by = $4 WHERE ctid = ANY (ARRAY("
     "SELECT due.place FROM unnest($1::text[], $2::bigint[]) AS wanted (name, most)"
-    f" CROSS JOIN LATERAL ({_DUE.format(columns='ctid AS place', now='$3', most='wanted.most')} FOR UPDATE SKIP LOCKED) AS due))"
+    f" CROSS JOIN LATERAL ({_DUE.format(columns='ctid AS place', name='wanted.name', now='$3')}"
+    " ORDER BY due_at, job_id LIMIT wanted.most FOR UPDATE SKIP LOCKED) AS due))"
     f" RETURNING job_id, {_POLLED.columns})"
     f" SELECT {JOB_TABLE.columns_of('job')}, {_POLLED.columns_of('poll')} FROM poll JOIN jobs AS job ON job.id = poll.job_id"
     " ORDER BY poll.due_at, poll.job_id"
@@ -79,10 +72,23 @@ async def _write(tx: Tx, statement: str, polls: Sequence[Poll]) -> None:
 async def _claim(tx: Tx, asked: tuple[datetime, int, Sequence[str]]) -> list[tuple[Poll, Job]]:
     now, limit, providers = asked
     due_at, room = tx.to_db(now), dict.fromkeys(providers, limit)
-    if len(room) > 1:  # how many of each are among the first: others pass over what is locked, claimed or not
-        room = dict(await tx.look(_SHARES, list(room), due_at, limit))
+    if len(room) > 1:
+        room = await _share(tx, list(room), due_at, limit)
     rows = await tx.change(_CLAIM, list(room), list(room.values()), due_at, tx.node)
     return [_decode(row, tx.shift) for row in rows]
+
+
+async def _share(tx: Tx, providers: Sequence[str], due_at: int, limit: int) -> dict[str, int]:
+    """How many of each are among the first: others pass over all that is locked, claimed or not.
+
+    Merged in the order of the index, account by account: so many rows are read as are claimed, and no more.
+    """
+    due = " UNION ALL ".join(
+        f"({_DUE.format(columns='provider, due_at, job_id', name=f'${number}', now='$1')} ORDER BY due_at, job_id LIMIT $2)"
+        for number in range(3, len(providers) + 3)
+    )
+    first = f"SELECT provider FROM ({due}) AS due ORDER BY due_at, job_id LIMIT $2"
+    return dict(await tx.look(f"SELECT provider, count(*) FROM ({first}) AS first GROUP BY provider", due_at, limit, *providers))
 
 
 def _decode(row: Sequence[Any], shift: int) -> tuple[Poll, Job]:
