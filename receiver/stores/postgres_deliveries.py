@@ -37,8 +37,9 @@ _FINISH = (
     " last_error = new.last_error, updated_at = new.updated_at, urgent_at = new.urgent_at, claimed_by = NULL,"
     " stage = CASE WHEN new.state NOT IN ('pending', 'retrying') THEN NULL"
     f" WHEN new.next_attempt_at IS NULL THEN {READY} ELSE {NOT_DUE} END"
-    f" FROM {DELIVERY_TABLE.source()} WHERE deliveries.id = new.id AND deliveries.state = 'running'"
-    f" AND deliveries.claimed_by = $2 RETURNING deliveries.id"
+    # IS TRUE: by its id each is found, not by what is claimed: that index is full of what was claimed and finished before
+    f" FROM {DELIVERY_TABLE.source()} WHERE deliveries.id = new.id AND (deliveries.state = 'running') IS TRUE"
+    " AND (deliveries.claimed_by = $2) IS TRUE RETURNING deliveries.id"
 )
 
 
