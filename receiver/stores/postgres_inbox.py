@@ -16,16 +16,23 @@ from receiver.stores.terms import NoticeBound, NoticeOutcome
 CLAIMING = 4711_0002  # the advisory lock under which notices are claimed
 
 _N = NOTICE_TABLE.width
+# Of `kept`, rows with an arrival of their own; what is there already stays as it is. IS TRUE: as a join with what was written, which the
+# planner takes for a row or two, each of a batch is compared with each.
+_WRITE = (
+    f" written AS (INSERT INTO notices (arrival, {NOTICE_TABLE.columns}) OVERRIDING SYSTEM VALUE"
+    f" SELECT arrival, {NOTICE_TABLE.columns} FROM kept ORDER BY nth ON CONFLICT (id) DO NOTHING RETURNING arrival),"
+    " said AS (INSERT INTO bodies (arrival, body) SELECT arrival, body FROM kept"
+    " WHERE body <> '' AND (arrival IN (SELECT arrival FROM written)) IS TRUE ON CONFLICT (arrival) DO NOTHING)"
+)
+_ARRIVAL = "nextval('notices_arrival_seq') AS arrival"
+_BOUNDED = f"{NOTICE_TABLE.typed}, room bigint, room_bytes bigint"
 _KEEP = (
-    f"WITH kept AS MATERIALIZED (SELECT new.* FROM {source(f'{NOTICE_TABLE.typed}, room bigint, room_bytes bigint', has_bodies=True)}"
+    f"WITH kept AS MATERIALIZED (SELECT new.*, {_ARRIVAL} FROM {source(_BOUNDED, has_bodies=True)}"
     # a look for each: as a plain join a young table is read whole, again with every batch
     " LEFT JOIN LATERAL (SELECT callbacks, bytes FROM inboxes WHERE inboxes.submission_id = new.submission_id LIMIT 1) AS inbox ON true"
     " WHERE submission_id IS NULL"
     " OR (coalesce(inbox.callbacks, 0) <= room AND coalesce(inbox.bytes, 0) <= room_bytes)),"
-    f" written AS (INSERT INTO notices ({NOTICE_TABLE.columns}) SELECT {NOTICE_TABLE.columns} FROM kept ORDER BY nth"
-    " ON CONFLICT (id) DO NOTHING RETURNING id, arrival),"
-    " said AS (INSERT INTO bodies (arrival, body) SELECT arrival, body FROM written JOIN kept USING (id) WHERE body <> ''"
-    " ON CONFLICT (arrival) DO NOTHING),"
+    f"{_WRITE},"
     " counted AS (INSERT INTO inboxes (submission_id, callbacks, bytes)"
     " SELECT submission_id, count(*), sum(octet_length(body)) FROM kept WHERE submission_id IS NOT NULL"
     " GROUP BY submission_id ORDER BY submission_id"
@@ -35,11 +42,7 @@ _KEEP = (
 
 # New ones with their bodies.
 _INSERT = (
-    f"WITH new AS MATERIALIZED (SELECT new.* FROM {source(NOTICE_TABLE.typed, has_bodies=True)}),"
-    f" written AS (INSERT INTO notices ({NOTICE_TABLE.columns}) SELECT {NOTICE_TABLE.columns} FROM new ORDER BY nth"
-    " ON CONFLICT (id) DO NOTHING RETURNING id, arrival)"
-    " INSERT INTO bodies (arrival, body) SELECT arrival, body FROM written JOIN new USING (id) WHERE body <> ''"
-    " ON CONFLICT (arrival) DO NOTHING"
+    f"WITH kept AS MATERIALIZED (SELECT new.*, {_ARRIVAL} FROM {source(NOTICE_TABLE.typed, has_bodies=True)}),{_WRITE} SELECT FROM written"
 )
 
 # A batch in one statement.

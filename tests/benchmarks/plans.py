@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from receiver.stores.base import Store
 
 READS_OR_WRITES = ("SELECT", "UPDATE", "INSERT", "DELETE", "WITH")
-WITHOUT_TABLES = ("pg_advisory", "pg_try_advisory", "nextval")
+WITHOUT_TABLES = ("pg_advisory", "pg_try_advisory", "pg_notify")
 Seen = dict[str, tuple[Any, ...]]  # statement → values of its last run; SQLite's have theirs written in
 
 
