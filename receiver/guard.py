@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import httpcore
@@ -27,13 +28,25 @@ async def resolve(host: str, port: int) -> Sequence[str]:
 
 
 class WideStream(httpcore.AsyncNetworkStream):
-    """Reads as much at once as the event loop has: httpcore asks for 64 KiB, and what is over is copied back and forth each time."""
+    """Reads as much at once as there is: httpcore asks for 64 KiB, and what is over is copied back and forth each time; of TLS it gets
+    16 KiB, a record, though more have come, and each goes the whole way up alone."""
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream = stream
+        self._tls: ssl.SSLObject | None = stream.get_extra_info("ssl_object")
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return await self._stream.read(max(max_bytes, READ_BYTES), timeout)
+        first = await self._stream.read(max(max_bytes, READ_BYTES), timeout)
+        if self._tls is None or not first:
+            return first
+        return b"".join((first, *self._read_records(self._tls, READ_BYTES - len(first))))
+
+    def _read_records(self, tls: ssl.SSLObject, most: int) -> Iterator[bytes]:
+        """Those that have come already. Their end or a fault is the next read's to meet."""
+        with suppress(ssl.SSLError):
+            while most > 0 and (record := tls.read(most)):
+                yield record
+                most -= len(record)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         await self._stream.write(buffer, timeout)

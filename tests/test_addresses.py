@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import ipaddress
+import os
 import socket
 import struct
 from contextlib import asynccontextmanager
@@ -440,6 +441,46 @@ async def test_what_has_come_is_read_in_one_piece():
             return piece
 
     assert len(await WideStream(Come()).read(64 * 1024)) == 200 * 1024
+
+
+async def test_what_has_come_by_tls_is_read_in_larger_pieces_than_its_records(tmp_path):
+    server_tls, client_tls = make_tls(tmp_path)
+    body = bytes(range(256)) * 8192
+    async with (
+        serve(say(response(body=body)), tls=server_tls) as peer,
+        guarded_client(LOOPBACK, tls=client_tls) as client,
+        client.stream("GET", peer.url) as answer,
+    ):
+        pieces = [piece async for piece in answer.aiter_bytes()]
+    assert b"".join(pieces) == body
+    assert max(map(len, pieces)) > 16 * 1024
+
+
+HALF = response(body=b"a" * 50_000, content_length="100000")
+
+
+async def garble(seen, writer):
+    writer.write(HALF)
+    await writer.drain()
+    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as wire:
+        wire.send(b"no TLS" * 10)
+    await hang(seen, writer)
+
+
+@pytest.mark.parametrize("talk", [say_and_close(HALF), garble], ids=["cut off", "garbled"])
+async def test_tls_that_breaks_in_an_answer_is_an_http_error_behind_what_came_before(tmp_path, talk):
+    server_tls, client_tls = make_tls(tmp_path)
+    came = bytearray()
+
+    async def read(client, url):
+        async with client.stream("GET", url) as answer:
+            async for piece in answer.aiter_bytes():
+                came.extend(piece)
+
+    async with serve(talk, tls=server_tls) as peer, guarded_client(LOOPBACK, tls=client_tls) as client, asyncio.timeout(30):
+        with pytest.raises(HTTPError):
+            await read(client, peer.url)
+    assert len(came) == 50_000
 
 
 async def test_a_bomb_is_refused_while_streaming():
