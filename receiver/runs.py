@@ -33,6 +33,7 @@ class Runs:
     def __init__(self, handler: str, concurrency: int, timeout: timedelta, on_end: Callable[[Run], None]) -> None:
         self._concurrency, self._seconds, self._on_end = concurrency, timeout.total_seconds(), on_end
         self._task_name = f"handler {handler}"
+        self._loop = asyncio.get_running_loop()  # asked for once: it is a system call
         self._running: dict[Run, None] = {}  # in the order of their beginning, which is that of their end
         self._timer: asyncio.TimerHandle | None = None
 
@@ -45,13 +46,12 @@ class Runs:
         return [run.task for run in self._running]
 
     def start(self, run: Run, work: Coroutine[Any, Any, None]) -> None:
-        loop = asyncio.get_running_loop()
-        run.task = loop.create_task(work, name=self._task_name)
-        run.ends_at = loop.time() + self._seconds
+        run.task = self._loop.create_task(work, name=self._task_name)
+        run.ends_at = self._loop.time() + self._seconds
         self._running[run] = None
         run.task.add_done_callback(partial(self._ended, run))
         if self._timer is None:
-            self._timer = loop.call_at(run.ends_at, self._look, loop)
+            self._timer = self._loop.call_at(run.ends_at, self._look)
 
     def _ended(self, run: Run, task: asyncio.Task[None]) -> None:
         error = RuntimeError("the handler cancelled itself") if task.cancelled() else task.exception()
@@ -63,17 +63,17 @@ class Runs:
             run.error = self._too_late() if run.is_given_up else error
             self._on_end(run)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look(self) -> None:
         self._timer = None
         for run in self._running:
             if run.is_given_up:
                 continue
-            if run.ends_at > loop.time():
-                self._timer = loop.call_at(run.ends_at, self._look, loop)
+            if run.ends_at > self._loop.time():
+                self._timer = self._loop.call_at(run.ends_at, self._look)
                 return
             run.is_given_up = True
             run.task.cancel()
-            loop.call_later(GRACE.total_seconds(), self._leave, run, None)
+            self._loop.call_later(GRACE.total_seconds(), self._leave, run, None)
 
     def _too_late(self) -> TimeoutError:
         return TimeoutError(f"the handler did not end within {self._seconds:g} s")
