@@ -41,6 +41,7 @@ class Loop:
         self.name = name
         self._step, self._interval, self._clock = step, interval, clock
         self._awake = asyncio.Event()
+        self._alarm: asyncio.Task[None] | None = None
         self._is_stopping = False
         self._last_good_at: datetime | None = None
         self._failures = 0
@@ -59,10 +60,14 @@ class Loop:
         self._awake.set()
 
     async def run(self) -> None:
-        while not self._is_stopping:
-            self._awake.clear()
-            if not await self._run_pass():
-                await self._rest(self._pause())
+        try:
+            while not self._is_stopping:
+                self._awake.clear()
+                if not await self._run_pass() and not self._is_stopping:
+                    await self._rest()
+        finally:
+            if self._alarm is not None:
+                self._alarm.cancel()
 
     async def _run_pass(self) -> bool:
         now = self._clock.now()
@@ -82,19 +87,16 @@ class Loop:
         self._last_good_at = now
         return has_more
 
-    def _pause(self) -> timedelta:
-        if not self._failures:
-            return self._interval
-        return max(self._interval, jittered(min(timedelta(seconds=0.1) * 2 ** min(self._failures, 10), MAX_BACKOFF)))
+    async def _rest(self) -> None:
+        if self._failures:  # a failed pass is not hurried by new work: a broken store would be hammered
+            backoff = jittered(min(timedelta(seconds=0.1) * 2 ** min(self._failures, 10), MAX_BACKOFF))
+            await self._clock.sleep(max(self._interval, backoff))
+        else:
+            self._set_alarm()
+            await self._awake.wait()
 
-    async def _rest(self, pause: timedelta) -> None:
-        if self._is_stopping:
-            return
-        sleep = asyncio.ensure_future(self._clock.sleep(pause))
-        awake = asyncio.ensure_future(self._awake.wait())
-        try:
-            # A failed pass is not hurried by new work: a broken store would be hammered.
-            await asyncio.wait({sleep} if self._failures and not self._is_stopping else {sleep, awake}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleep.cancel()
-            awake.cancel()
+    def _set_alarm(self) -> None:
+        """One that an earlier rest has set may ring sooner: a pass too many now and then costs less than an alarm for each rest."""
+        if self._alarm is None or self._alarm.done():
+            self._alarm = asyncio.create_task(self._clock.sleep(self._interval), name=f"alarm of {self.name}")
+            self._alarm.add_done_callback(lambda _: self._awake.set())

@@ -79,6 +79,19 @@ async def test_a_wake_does_not_wait_for_the_interval(start):
     assert passes.times == [START] * 2
 
 
+async def test_after_a_wake_a_pass_comes_at_the_latest_after_the_interval(start):
+    passes = Passes()
+    loop, clock, _ = start(passes)
+    await passes.wait_for(1)
+    clock.advance(MINUTE / 2)
+    loop.wake()
+    await passes.wait_for(2)
+    clock.advance(MINUTE)
+    await passes.wait_for(3)
+    clock.advance(MINUTE)
+    await passes.wait_for(4)
+
+
 async def test_a_failing_pass_is_counted_and_ends_nothing(start):
     passes = Passes(RuntimeError("no"), RuntimeError("no"), RuntimeError("no"))
     with capture_logs() as logs:
