@@ -111,14 +111,14 @@ class Changes:
 
     async def _tell_once(self, statement: str) -> None:
         listener = self._listener
-        if listener is None:
-            counted = await self._ask(statement)
-        else:
+        if listener is not None:
             try:
-                counted = await listener.fetchval(statement, timeout=LOOK_EVERY * 50)
+                await listener.execute(statement, timeout=LOOK_EVERY * 50)  # who listens need not know the count
             except Exception as error:
                 listener.terminate()
                 raise translate(error) from error
+            return
+        counted = await self._ask(statement)
         if self._counted is not None and counted == self._counted + 1:  # nobody else came in between
             self._counted = counted
 
@@ -134,6 +134,7 @@ class Changes:
                 self._strike()
 
         try:
+            await connection.execute("SET synchronous_commit = off")  # a hint may be lost, and while one is written all others wait
             await connection.add_listener(CHANNEL, heard)
         except BaseException:
             connection.terminate()
