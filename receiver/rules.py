@@ -68,12 +68,15 @@ class Draft(msgspec.Struct):
         return cls(family.submission, list(family.jobs), now)
 
     def write(self, job: Job, **changes: Any) -> Job:
-        job = msgspec.structs.replace(job, updated_at=self.now, **changes)
-        self.jobs[job.position] = job
+        job = self.jobs[job.position] = msgspec.structs.replace(job, updated_at=self.now, **changes)
         return job
 
     def tell(self, job: Job, type: str, *, late: bool = False, **changes: Any) -> Job:
-        job = self.write(job, sequence=job.sequence + 1, **changes)
+        return self.announce(msgspec.structs.replace(job, updated_at=self.now, sequence=job.sequence + 1, **changes), type, late=late)
+
+    def announce(self, job: Job, type: str, *, late: bool = False) -> Job:
+        """A job that is changed and counted already."""
+        self.jobs[job.position] = job
         self.events.append(make_event(job, type, self.now, late=late))
         return job
 
@@ -220,11 +223,11 @@ def finish(draft: Draft, job: Job, update: Update, by: FinishedBy, notice_id: st
     assert update.status is not None
     late = job.is_final
     leave_waiting(draft)
-    outputs = tuple(one if one.url is not None else msgspec.structs.replace(one, notice_id=notice_id) for one in update.outputs)
-    job = draft.tell(
+    outputs = tuple([one if one.url is not None else msgspec.structs.replace(one, notice_id=notice_id) for one in update.outputs])
+    job = msgspec.structs.replace(  # every job comes by here: handed on as keywords twice, its fields cost as much as all the rest
         job,
-        f"job.{update.status}",
-        late=late,
+        updated_at=draft.now,
+        sequence=job.sequence + 1,
         status=update.status,
         outputs=outputs if update.status is Status.SUCCEEDED else (),
         error=final_error(update),
@@ -235,6 +238,7 @@ def finish(draft: Draft, job: Job, update: Update, by: FinishedBy, notice_id: st
         finished_by=by,
         is_own_verdict=False,
     )
+    draft.announce(job, f"job.{update.status}", late=late)
     draft.finished.append((job, update))
     return job
 
