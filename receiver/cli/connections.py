@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -138,16 +137,30 @@ class Idle:
             connection.timeout_keep_alive_handler()
 
 
-def write_prepared(find_cycle: Callable[[], Any], after_date: bytes) -> bool:
-    """A whole 200 in one write. What is out of the ordinary takes the ordinary way."""
-    cycle = find_cycle()
-    if cycle is None or cycle.disconnected or not cycle.keep_alive or cycle.flow.write_paused or cycle.waiting_for_100_continue:
-        return False
-    cycle.response_started = cycle.response_complete = True
-    cycle.transport.write(begin_ok(tuple(cycle.default_headers)) + after_date)
-    cycle.message_event.set()
-    cycle.on_response()
-    return True
+class Shortcut:
+    """An Exchange over uvicorn's cycle. What is out of the ordinary takes the ordinary way."""
+
+    __slots__ = ("_find_cycle",)
+
+    def __init__(self, cycle: Any) -> None:
+        self._find_cycle = ref(cycle)  # it holds the scope, and so this: held in turn, it would wait for the garbage collector
+
+    def take_body(self) -> bytes | None:
+        cycle = self._find_cycle()
+        if cycle is None or cycle.disconnected or cycle.more_body or cycle.waiting_for_100_continue:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    def write(self, after_date: bytes) -> bool:
+        cycle = self._find_cycle()
+        if cycle is None or cycle.disconnected or not cycle.keep_alive or cycle.flow.write_paused or cycle.waiting_for_100_continue:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        cycle.transport.write(begin_ok(tuple(cycle.default_headers)) + after_date)
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
 
 @lru_cache(maxsize=1)
@@ -178,8 +191,7 @@ def find_protocol() -> type[asyncio.Protocol]:
 
         def on_headers_complete(self) -> None:
             super().on_headers_complete()
-            cycle = ref(self.cycle)  # which holds the scope: held by it in turn, it would wait for the garbage collector
-            self.scope["extensions"] = {EXTENSION: partial(write_prepared, cycle)}  # type: ignore[dict-item]
+            self.scope["extensions"] = {EXTENSION: Shortcut(self.cycle)}  # type: ignore[dict-item]
 
         def on_body(self, body: bytes) -> None:
             self._held += len(body)

@@ -19,7 +19,7 @@ from receiver.web.guard import Sender, encode_headers
 from receiver.web.headroom import Headroom
 from receiver.web.operations import Answer, Operation
 from receiver.web.patience import Patience
-from receiver.web.prepared import Prepared
+from receiver.web.prepared import Prepared, exchange_of
 from receiver.web.problems import last_resort, problem, problem_of
 from receiver.web.slowing import Slowing
 from receiver.web.views import Kept
@@ -28,6 +28,7 @@ ORIGIN = re.compile(r"[A-Za-z0-9.:_-]{1,255}")
 PATH = re.compile(r"/callbacks/([^/]+)(?:/([^/]+))?/?")
 KEPT = Prepared(encode_headers(("Content-Type", "application/json"), ("Content-Length", "11")), b'{"ok":true}')
 log = structlog.get_logger("receiver.web")
+NO_ROOM = "Too many callbacks arrive at once; try again later."
 HELD_BODIES = 64  # of the largest size, that may be in memory at once
 HELD_UNPROVEN = 16  # and as many that nothing is known of before they are whole: these must not crowd out the others
 HELD_BYTES = 256 * 1024 * 1024  # at most, however large one may be; four of those fit all the same
@@ -136,7 +137,9 @@ class Callbacks:
         try:
             room = self._room if token is not None else self._unproven_room
             await self._headroom.take_notice()
-            body = await self._read_body(receive, headers.get("content-length", ""), room)
+            body = self._take_body(scope, room)
+            if body is None:
+                body = await self._read_body(receive, headers.get("content-length", ""), room)
         except BodyOverLimit:
             await inbox.poll_instead(provider, submission_id)
             raise
@@ -165,6 +168,16 @@ class Callbacks:
         self._services.inbox.prove(provider, token)
         return Response(headers=allow | allow_origin(read_headers(scope).get("webhook-request-origin", "")))
 
+    def _take_body(self, scope: Scope, room: Room) -> bytes | None:
+        """A body that is whole already, as a small one mostly is."""
+        exchange = exchange_of(scope)
+        body = None if exchange is None else exchange.take_body()
+        if body is not None and len(body) > self._limit:
+            raise BodyOverLimit(f"The body is over {self._limit} bytes.")
+        if body is not None and len(body) > room.left:
+            raise Overloaded(NO_ROOM)
+        return body
+
     async def _read_body(self, receive: Receive, announced: str, room: Room) -> bytes:
         """The body, in memory up to the limit of one and within the room for all."""
         if announced.isdecimal() and (len(announced) > 18 or int(announced) > self._limit):
@@ -183,7 +196,7 @@ class Callbacks:
                     if held > self._limit:
                         raise BodyOverLimit(f"The body is over {self._limit} bytes.")
                     if room.left < 0:
-                        raise Overloaded("Too many callbacks arrive at once; try again later.")
+                        raise Overloaded(NO_ROOM)
                     chunks.append(chunk)
                     if not message.get("more_body", False):
                         return b"".join(chunks)

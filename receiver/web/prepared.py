@@ -1,15 +1,28 @@
-"""An answer that is always the same: its messages for any ASGI server, its bytes for a server that takes them as they are."""
+"""What a server of ours offers past ASGI's messages, which cost more than all else about a small request, and the answer that is ready."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
-EXTENSION = "receiver.prepared"
-"""In a scope's `extensions`: writes such bytes, or says that this time it cannot."""
+EXTENSION = "receiver.exchange"
+"""In a scope's `extensions`: an Exchange."""
 
-Write = Callable[[bytes], bool]
+
+class Exchange(Protocol):
+    """One request and its answer, on a server that takes bytes as they are."""
+
+    def take_body(self) -> bytes | None:
+        """The whole body, where it is there already; None where it is to be received."""
+
+    def write(self, after_date: bytes) -> bool:
+        """A whole 200, from the line after the date on; False where this time it is to be sent."""
+
+
+def exchange_of(scope: Scope) -> Exchange | None:
+    found: Exchange | None = scope.get("extensions", {}).get(EXTENSION)
+    return found
 
 
 class Prepared:
@@ -20,7 +33,7 @@ class Prepared:
         self._after_date = b"".join(b"%s: %s\r\n" % header for header in headers) + b"\r\n" + body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        write: Write | None = scope.get("extensions", {}).get(EXTENSION)
-        if write is None or not write(self._after_date):
+        exchange = exchange_of(scope)
+        if exchange is None or not exchange.write(self._after_date):
             await send({"type": "http.response.start", "status": 200, "headers": self._headers.copy()})
             await send({"type": "http.response.body", "body": self._body})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from receiver.stores.terms import NoticeFilter
 from receiver.web.guard import SECURITY_HEADERS
 from tests.web.opened import Web, choose_parser, listen, open_web
 
@@ -87,6 +88,33 @@ async def test_who_asks_before_it_sends_is_told_to_go_on(line: Line):
     assert (await line.read())[0] == b"HTTP/1.1 100 Continue"
     line.writer.write(BODY)
     assert (await line.read())[2] == KEPT
+
+
+async def test_a_body_is_kept_as_it_came_with_its_head_or_after_it(line: Line, web: Web):
+    line.writer.write(line.request() + BODY)
+    await line.read()
+    line.writer.write(line.request("Expect: 100-continue"))
+    await line.read()
+    line.writer.write(BODY)
+    await line.read()
+    page = await web.services.store.read_notices(NoticeFilter(), 9, None, most_raw=1_000)
+    assert [notice.body for notice in page.rows] == [BODY] * 2
+
+
+@pytest.mark.parametrize("parser", ["h11", "httptools"])
+async def test_a_body_that_comes_with_its_head_is_bounded(parser: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    choose_parser(parser, monkeypatch)
+    async with open_web(tmp_path, "max_body_bytes = 1024") as web:
+        submitted = await web.submit()
+        async with listen(web) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            line = Line(reader, writer, web.callback_path(submitted["submission_id"]))
+            for size, status in ((1024, b"200"), (1025, b"413")):  # in chunks: no header says how long it is
+                head = line.request("Transfer-Encoding: chunked").replace(b"Content-Length: 40\r\n", b"")
+                line.writer.write(head + b"%x\r\n%s\r\n0\r\n\r\n" % (size, b" " * size))
+                assert (await line.read())[0].split()[1] == status
+            writer.close()
+        assert await web.services.store.inbox_depth() == 1
 
 
 async def test_a_request_that_was_answered_leaves_nothing_for_the_garbage_collector(line: Line):
