@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 
 import msgspec
 import structlog
@@ -38,6 +39,8 @@ class Streams:
         self._attempts: dict[str, int] = {}
         self._again_at: dict[str, datetime] = {}
         self._close_at: dict[str, datetime] = {}
+        self._wanted: dict[str, datetime] = {}  # accounts whose open jobs are all to be asked about
+        self._walks: dict[str, asyncio.Task[None]] = {}  # over the open jobs, to make their polls due
         self.up: set[str] = set()
 
     async def run_pass(self, now: datetime) -> bool:
@@ -73,13 +76,14 @@ class Streams:
                 self.up.add(name)
                 self._attempts[name] = 0
                 log.info("stream.open", provider=name)
-                await self._store.poll_now(self._clock.now(), provider=name)
+                self._ask_about_all(name)
                 async for event in events:
                     await self._take(account, event)
         except Exception as error:  # whatever it was, the stream is opened again
             reason = f"{type(error).__name__}: {error}"
         finally:
             self.up.discard(name)
+            await self._end_walk(name)
         attempt = self._attempts[name] = self._attempts.get(name, 0) + 1
         now = self._clock.now()
         self._again_at[name] = now + full_jitter(attempt, timedelta(seconds=1), timedelta(seconds=60))
@@ -92,7 +96,7 @@ class Streams:
             update = read_stream_event(account, event.event, event.data, self._clock.now())
         except Unreadable as error:
             log.warning("stream.unreadable", provider=account.name, reason=str(error))
-            await self._store.poll_now(self._clock.now(), provider=account.name)
+            self._ask_about_all(account.name)
             return
         if update is None or update.remote_id is None:
             return
@@ -102,6 +106,27 @@ class Streams:
         decides = {job.submission_id: self._decide(account, update, answer) for job in jobs}
         if decides:
             await until_stored(lambda: self._settling.settle(decides, self._clock.now()), self._clock)
+
+    def _ask_about_all(self, name: str) -> None:
+        """One poll of each open job, beside the stream: there may be so many that its events would wait for seconds. What calls for
+        it while a walk is under way, as every event that cannot be read does, makes one more walk, not one each."""
+        self._wanted[name] = self._clock.now()
+        if name not in self._walks or self._walks[name].done():
+            self._walks[name] = asyncio.create_task(self._walk(name), name=f"stream {name} polls")
+
+    async def _walk(self, name: str) -> None:
+        try:
+            while (now := self._wanted.pop(name, None)) is not None:
+                await until_stored(partial(self._store.poll_now, now, provider=name), self._clock)
+        except Exception as error:  # the stream goes on, and each job is polled when it is overdue
+            log.error("stream.unasked", provider=name, error=f"{type(error).__name__}: {error}", exc_info=True)
+
+    async def _end_walk(self, name: str) -> None:
+        """What it has not come to is asked for when the stream is lost, or by whoever opens it next."""
+        self._wanted.pop(name, None)
+        walk = self._walks.pop(name, None)
+        if walk is not None:
+            await end(walk)
 
     def _decide(self, account: Account, update: Update, answer: Answer) -> Decide:
         def decide(family: Family) -> Decision:

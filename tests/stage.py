@@ -152,12 +152,15 @@ class Stage:
         crews = house._submitter.crew, house._poller.crew
         while running := [*(task for crew in crews for task in crew._tasks), *house._dispatcher.tasks]:
             await asyncio.wait(running)
-        while not self.is_dead and (self._opens_stream() or self.client.unheard):
+        while not self.is_dead and (self._opens_stream() or self.client.unheard or self._walks()):
             await asyncio.sleep(0.001)
 
     def _opens_stream(self) -> bool:
         streams = self._house._streams
         return not streams.up and any(not task.done() for task in streams._tasks.values())
+
+    def _walks(self) -> bool:
+        return any(not walk.done() for walk in self._house._streams._walks.values())
 
     async def run_pass(self, name: str) -> None:
         house = self._house
