@@ -23,10 +23,11 @@ LAST_CALLBACK = (
     f"SELECT max(at) FROM (SELECT channel, at FROM notices ORDER BY arrival DESC LIMIT {LOOKED_AT}) AS latest WHERE channel = 'callback'"
 )
 
-# The open jobs of an account behind (status, remote id, id), so many at a time: nobody waits until a million are dealt with.
+# The open jobs of an account behind (status, remote id, id), so many at a time: nobody waits until a million are dealt with, and a callback
+# waits for one slice. A thousand of them held SQLite's writer for 8 ms on a calm machine; a walk over all takes no longer in smaller ones.
 OPEN_AFTER = (
     "SELECT status, remote_id, id FROM jobs WHERE provider = ? AND {is_open} AND remote_id IS NOT NULL"
-    " AND (status, remote_id, id) > (?, ?, ?) ORDER BY status, remote_id, id LIMIT 1000"
+    " AND (status, remote_id, id) > (?, ?, ?) ORDER BY status, remote_id, id LIMIT 250"
 )
 
 # From one account to the next in the index.

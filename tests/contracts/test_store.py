@@ -674,7 +674,7 @@ class TestPolls:
 
     async def test_an_account_is_asked_about_slice_by_slice(self, store, monkeypatch):
         for module in (sqlite_polls, postgres_polls):
-            monkeypatch.setattr(module, "OPEN_AFTER", module.OPEN_AFTER.replace("LIMIT 1000", "LIMIT 2"))
+            monkeypatch.setattr(module, "OPEN_AFTER", module.OPEN_AFTER.replace("LIMIT 250", "LIMIT 2"))
         families = [make_running_family(job={"status": status}) for status in (Status.QUEUED, Status.PROCESSING) for _ in range(3)]
         await seed(store, *families)
         jobs = [family.jobs[0] for family in families]
