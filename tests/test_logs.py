@@ -114,6 +114,14 @@ def test_secrets_are_masked_wherever_they_stand():
     assert "ValueError: key ***" in lines(out)[0]["exception"]
 
 
+def test_a_secret_is_taken_out_of_the_text_it_stands_in():
+    out = io.StringIO()
+    set_up_logs(stream=out, masker=Masker([SECRET]))
+    structlog.get_logger().info("told", job="job_1", by=f"key {SECRET}", attempt=1, reason=None)
+    [line] = lines(out)
+    assert (line["job"], line["by"], line["attempt"], line["reason"]) == ("job_1", "key ***", 1, None)
+
+
 @pytest.mark.parametrize(("level", "said"), [(QUIET, ["warning"]), (NORMAL, ["info", "warning"]), (VERBOSE, ["debug", "info", "warning"])])
 def test_the_level_says_how_much_is_told(level, said):
     out = io.StringIO()
