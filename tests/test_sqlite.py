@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from msgspec.structs import replace
 
 from receiver.errors import ConfigError, Conflict, StoreUnavailable
 from receiver.model import DeliveryState, JobError, Outcome, Status
-from receiver.stores import open_store
+from receiver.stores import open_store, sqlite_syncing
 from receiver.stores.sqlite import refuse_network
 from receiver.stores.terms import DeliveryFilter, JobFilter, NoticeBound, NoticeFilter, Settlement
 from tests.factories import NOW, make_delivery, make_event, make_family, make_notice, make_poll, make_running_family
@@ -53,10 +55,9 @@ class TestOpening:
         async with open_store(f"sqlite:///{tmp_path}/a/b/receiver.db"):
             assert (tmp_path / "a/b/receiver.db").exists()
 
-    async def test_every_commit_is_flushed_to_the_disk(self, url):
+    async def test_it_is_written_by_way_of_a_log(self, url):
         async with open_store(url) as store:
-            for name, value in [("synchronous", 2), ("journal_mode", "wal")]:
-                assert await on_writer(store, lambda db, name=name: db.execute(f"PRAGMA {name}").fetchone()) == (value,)
+            assert await on_writer(store, lambda db: db.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
 
     async def test_a_relative_url_is_relative_to_here(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -438,26 +439,145 @@ class TestPlans:
         return plans
 
 
-class TestSyncing:
-    """What is answered is on disk. Claims alone may wait for the next commit."""
+class Disk:
+    """Takes the place of the call that syncs: counts, may be slow for as long as a test likes, may refuse."""
 
-    async def test_claims_leave_the_connection_as_it_was(self, url):
+    def __init__(self):
+        self.synced = 0
+        self.refusals = 0
+        self.is_free = threading.Event()
+        self.is_free.set()
+
+    def flush(self, file):
+        self.is_free.wait(10)
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        os.fsync(file)
+        self.synced += 1
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    disk = Disk()
+    monkeypatch.setattr(sqlite_syncing, "flush", disk.flush)
+    yield disk
+    disk.is_free.set()
+
+
+class TestSyncing:
+    """What is answered is on disk. The next transaction does not wait for that."""
+
+    def count_kept(self, file):
+        with closing(sqlite3.connect(file)) as db:
+            return db.execute("SELECT count(*) FROM notices").fetchone()[0]
+
+    async def wait_until_kept(self, file, count):
+        async with asyncio.timeout(20):
+            while self.count_kept(file) < count:
+                await asyncio.sleep(0.005)
+
+    async def test_nothing_is_answered_before_the_disk_has_it(self, file, url, disk):
+        async with open_store(url) as store:
+            disk.is_free.clear()
+            kept = asyncio.create_task(store.keep_notice(make_notice("sub_1"), BOUND))
+            await self.wait_until_kept(file, 1)
+            synced = disk.synced
+            assert not kept.done()
+            disk.is_free.set()
+            assert await kept
+            assert disk.synced > synced
+
+    async def test_the_next_transaction_is_written_while_the_last_is_synced(self, file, url, disk):
+        async with open_store(url) as store:
+            disk.is_free.clear()
+            first = asyncio.create_task(store.keep_notice(make_notice("sub_1"), BOUND))
+            await self.wait_until_kept(file, 1)
+            second = asyncio.create_task(store.keep_notice(make_notice("sub_2"), BOUND))
+            await self.wait_until_kept(file, 2)
+            assert not first.done()
+            assert not second.done()
+            disk.is_free.set()
+            assert await asyncio.gather(first, second) == [True, True]
+
+    async def test_a_claim_needs_no_sync_of_its_own(self, url, disk):
         async with open_store(url) as store:
             await store.keep_notice(make_notice("sub_1"), BOUND)
+            synced = disk.synced
             assert len(await store.claim_notices(1)) == 1
             assert await store.claim_deliveries(NOW, {"log": 1}) == []
-            assert await store._writer.run(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (2,)  # FULL
+            assert disk.synced == synced
 
-    async def test_only_claims_are_committed_without_a_sync(self, url):
+    async def test_a_claim_waits_until_what_it_has_seen_is_on_disk(self, file, url, disk):
+        async with open_store(url) as store:
+            disk.is_free.clear()
+            kept = asyncio.create_task(store.keep_notice(make_notice("sub_1"), BOUND))
+            await self.wait_until_kept(file, 1)
+            claimed = asyncio.create_task(store.claim_notices(1))
+            done, _ = await asyncio.wait([claimed], timeout=0.05)
+            assert not done
+            disk.is_free.set()
+            assert len(await claimed) == 1
+            assert await kept
+
+    async def test_a_claim_of_what_another_process_wrote_is_answered_after_a_sync(self, url, disk):
+        async with open_store(url) as store, open_store(url) as other:
+            await other.keep_notice(make_notice("sub_1"), BOUND)
+            synced = disk.synced
+            assert len(await store.claim_notices(1)) == 1
+            assert disk.synced > synced
+
+    async def test_nothing_is_shown_before_the_disk_has_it(self, file, url, disk):
+        async with open_store(url) as store, open_store(url) as other:
+            disk.is_free.clear()
+            notice = make_notice("sub_1")
+            kept = asyncio.create_task(store.keep_notice(notice, BOUND))
+            await self.wait_until_kept(file, 1)
+            shown = [asyncio.create_task(one.read_notice(notice.id)) for one in (store, other)]
+            done, _ = await asyncio.wait(shown, timeout=0.05)
+            assert not done
+            disk.is_free.set()
+            assert [one.id for one in await asyncio.gather(*shown)] == [notice.id] * 2
+            assert await kept
+
+    async def test_a_disk_that_refuses_is_an_outage_and_nothing_stays_claimed(self, url, disk):
+        async with open_store(url) as store, open_store(url) as other:
+            await other.keep_notice(make_notice("sub_1"), BOUND)
+            disk.refusals = 1
+            with pytest.raises(StoreUnavailable, match="could not be synced"):
+                await store.claim_notices(1)
+            await store.check_writable()
+            assert len(await store.claim_notices(1)) == 1
+
+    async def test_after_a_refusal_the_whole_log_is_moved_into_the_file_before_more_is_written(self, file, url, disk):
         async with open_store(url) as store:
             seen: list[str] = []
-            await store._writer.run(lambda db: db.set_trace_callback(seen.append))
-            await store.keep_notice(make_notice("sub_1"), BOUND)
-            assert not [statement for statement in seen if "synchronous" in statement]
-            await store.claim_notices(1)
-            assert [statement for statement in seen if "synchronous" in statement or statement == "COMMIT"][-3:] == [
-                "PRAGMA synchronous = NORMAL",
-                "COMMIT",
-                "PRAGMA synchronous = FULL",
-            ]
-            await store._writer.run(lambda db: db.set_trace_callback(None))
+            await on_writer(store, lambda db: db.set_trace_callback(seen.append))
+            disk.refusals = 1
+            with pytest.raises(StoreUnavailable):
+                await store.keep_notice(make_notice("sub_1"), BOUND)
+            assert await store.keep_notice(make_notice("sub_2"), BOUND)
+            await on_writer(store, lambda db: db.set_trace_callback(None))
+            assert [one for one in seen if one == "COMMIT" or "checkpoint" in one] == ["COMMIT", "PRAGMA wal_checkpoint(TRUNCATE)", "COMMIT"]
+            assert self.count_kept(file) == 2  # nobody was told of the first one, so that one may be there
+
+    async def test_while_the_log_cannot_be_moved_nothing_is_written(self, file, url, disk):
+        async with open_store(url) as store:
+            await on_writer(store, lambda db: db.execute("PRAGMA busy_timeout = 1").fetchall())
+            disk.refusals = 1
+            with pytest.raises(StoreUnavailable):
+                await store.keep_notice(make_notice("sub_1"), BOUND)
+            with closing(sqlite3.connect(file)) as reader:
+                reader.execute("BEGIN")
+                reader.execute("SELECT count(*) FROM notices").fetchone()
+                with pytest.raises(StoreUnavailable, match="somebody reads it"):
+                    await store.keep_notice(make_notice("sub_2"), BOUND)
+            assert await store.keep_notice(make_notice("sub_2"), BOUND)
+
+    async def test_what_is_under_way_is_on_disk_when_the_store_is_closed(self, url, disk):
+        async with open_store(url) as store:
+            before = disk.synced
+            kept = asyncio.create_task(store.keep_notice(make_notice("sub_1"), BOUND))
+            await asyncio.sleep(0)
+        assert await kept
+        assert disk.synced > before

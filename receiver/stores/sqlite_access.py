@@ -8,7 +8,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ import aiosqlite
 
 from receiver.errors import Overloaded, ReceiverError, StoreUnavailable
 from receiver.stores.batch import Batcher
+from receiver.stores.sqlite_syncing import Syncer, Ticket
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -49,6 +50,16 @@ Work = Callable[[Tx, Sequence[A]], Sequence[R | ReceiverError]]
 class _Piece(NamedTuple):
     work: Work[Any, Any]
     argument: Any
+    undo: Callable[[Any], tuple[Work[Any, Any], Any]] | None = None
+
+
+class _Written(NamedTuple):
+    """A committed batch."""
+
+    pieces: Sequence[_Piece] = ()
+    answers: Sequence[Any] = ()
+    changes: int = 0  # rows
+    ticket: Ticket | None = None  # for the sync that its callers wait for
 
 
 def one_by_one(work: Callable[[Tx, A], R]) -> Work[A, R]:
@@ -64,7 +75,7 @@ _FORGETTABLE: set[Work[Any, Any]] = set()
 
 
 def forgettable(work: Work[A, R]) -> Work[A, R]:
-    """For claims: one that is answered before it is synced, and lost when the machine loses its power, is made again."""
+    """For claims: one that is lost when the machine loses its power is made again. They wait for what they have seen only."""
     _FORGETTABLE.add(work)
     return work
 
@@ -90,10 +101,10 @@ class Connection(aiosqlite.Connection):
 
 
 class _Reader:
-    __slots__ = ("connection", "waiting")
+    __slots__ = ("connection", "version", "waiting")
 
     def __init__(self, connection: Connection) -> None:
-        self.connection, self.waiting = connection, 0
+        self.connection, self.waiting, self.version = connection, 0, 0
 
 
 async def connect(path: Path, lock: FileLock | None = None) -> Connection:
@@ -105,7 +116,9 @@ async def connect(path: Path, lock: FileLock | None = None) -> Connection:
 
 def _open_writer(path: Path, lock: FileLock) -> sqlite3.Connection:
     with lock.held():  # the first one turns the file to WAL, the first one after a crash recovers it
-        return open_connection(path)
+        db = open_connection(path)
+    db.execute("PRAGMA synchronous = NORMAL")  # syncing is the Syncer's
+    return db
 
 
 def _open_reader(path: Path) -> sqlite3.Connection:
@@ -185,16 +198,6 @@ def transaction(db: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Itera
         raise
 
 
-@contextmanager
-def unsynced(db: sqlite3.Connection) -> Iterator[None]:
-    """What is committed within is synced by the next commit outside. The file stays whole either way: https://www.sqlite.org/wal.html"""
-    db.execute("PRAGMA synchronous = NORMAL")
-    try:
-        yield
-    finally:
-        db.execute("PRAGMA synchronous = FULL")
-
-
 class Access:
     """One opened file: writes go through one queue, reads through a few connections of their own."""
 
@@ -206,6 +209,8 @@ class Access:
         self._writer: Connection | None = writer
         self._readers = [_Reader(reader) for reader in readers]
         self._watcher = watcher
+        self._syncer = Syncer(path)
+        self._version = 0  # of the file, as the writer saw it last
         self._opening = asyncio.Lock()
         self._wrote = asyncio.Event()
         self._writes = self._writes_seen = 0
@@ -223,13 +228,12 @@ class Access:
         `undo` says what takes the result back when the caller was cancelled meanwhile: what nobody knows of must not stay claimed.
         """
         self._bytes += weight
-
         abandoned = None if undo is None else lambda result: self._batcher.put_unattended(_Piece(*undo(result)))
-        answer: R = await self._batcher.put(_Piece(work, argument), weight=weight, abandoned=abandoned)
+        answer: R = await self._batcher.put(_Piece(work, argument, undo), weight=weight, abandoned=abandoned)
         return answer
 
-    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run this over one consistent view."""
+    async def read(self, work: Callable[[sqlite3.Connection], T], *, is_shown: bool = True) -> T:
+        """Run this over one consistent view. What is not shown to anybody, only written on, need not wait until it is on disk."""
         if self._is_closed:
             raise StoreUnavailable("the store is closed")
         reader = min(self._readers, key=lambda reader: reader.waiting)
@@ -237,27 +241,50 @@ class Access:
             raise Overloaded("too many reads are waiting")
         reader.waiting += 1
         try:
-            return await reader.connection.run(lambda db: _in_one_view(db, work))
+            found, ticket = await reader.connection.run(lambda db: self._look(reader, db, work))
+            if is_shown and ticket is not None:
+                await self._syncer.wait(ticket)
+            return found
         except (sqlite3.Error, OSError) as error:
             raise translate(error) from error
         finally:
             reader.waiting -= 1
 
-    async def _run(self, take: Callable[[], Sequence[_Piece]]) -> list[Any]:
+    def _look(self, reader: _Reader, db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> tuple[T, Ticket | None]:
+        """What it found, and the sync that follows what others have committed since this reader's last look."""
+        with transaction(db, "BEGIN"):
+            version, seen = _read_version(db), reader.version
+            found = work(db)
+        reader.version = version
+        return found, self._syncer.get_last() if version == seen else self._syncer.ask()
+
+    async def _run(self, take: Callable[[], Sequence[_Piece]]) -> Sequence[Any]:
         """The writer's thread takes its next batch itself: through the loop it would wait for whatever that is just at."""
         writer: Connection | None = None
+        written = _Written()
         try:
             writer = await self._writing()
-            answers, changes = await writer.run(lambda db: self._transact(db, take()))
+            written = await writer.run(lambda db: self._transact(db, take()))
+            if written.ticket is not None:
+                await self._syncer.wait(written.ticket)
+        except StoreUnavailable:
+            self._take_back(written)
+            raise
         except (sqlite3.Error, OSError) as error:
             if primary_code(error) in BROKEN:
                 await self._drop_writer(writer)
             raise translate(error) from error
-        if changes:
-            self._changes += changes
+        if written.changes:
+            self._changes += written.changes
             self._writes += 1
             self._wrote.set()
-        return answers
+        return written.answers
+
+    def _take_back(self, written: _Written) -> None:
+        """It stands in the file, but its callers hear that it may be lost: what they claimed must not stay claimed."""
+        for piece, answer in zip(written.pieces, written.answers, strict=True):
+            if piece.undo is not None and not isinstance(answer, Exception):
+                self._batcher.put_unattended(_Piece(*piece.undo(answer)))
 
     async def _writing(self) -> Connection:
         async with self._opening:
@@ -265,15 +292,27 @@ class Access:
                 self._writer = await connect(self.path, self._lock)
             return self._writer
 
-    def _transact(self, db: sqlite3.Connection, pieces: Sequence[_Piece]) -> tuple[list[Any], int]:
-        """The answers, and how many rows were written."""
+    def _transact(self, db: sqlite3.Connection, pieces: Sequence[_Piece]) -> _Written:
         if not pieces:
-            return [], 0
+            return _Written()
         before = db.total_changes
-        may_forget = all(piece.work in _FORGETTABLE for piece in pieces)
-        with self._lock.held(), unsynced(db) if may_forget else nullcontext(), transaction(db):
-            answers = _do(Tx(db, self.node), pieces)
-        return answers, db.total_changes - before
+        with self._lock.held():
+            if self._syncer.is_doubtful:
+                self._begin_log_anew(db)
+            with transaction(db):
+                version = _read_version(db)
+                answers = _do(Tx(db, self.node), pieces)
+        is_own = version == self._version and all(piece.work in _FORGETTABLE for piece in pieces)
+        self._version = version
+        ticket = self._syncer.get_last() if is_own else self._syncer.ask()
+        return _Written(pieces, answers, db.total_changes - before, ticket)
+
+    def _begin_log_anew(self, db: sqlite3.Connection) -> None:
+        """All of it is moved into the file, which is synced then."""
+        is_busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_busy:
+            raise StoreUnavailable("the database's log could not be synced, and somebody reads it")
+        self._syncer.begin_anew()
 
     async def _checkpoint(self) -> None:
         """Most of it is moved beside the writer; what came meanwhile with nobody writing, for only then the log begins anew.
@@ -300,6 +339,7 @@ class Access:
     async def _drop_writer(self, writer: Connection | None) -> None:
         if writer is not None and writer is self._writer:
             self._writer = None
+            self._version = 0
             await close_connection(writer)
 
     async def data_version(self) -> int:
@@ -307,7 +347,7 @@ class Access:
         if self._is_closed:
             raise StoreUnavailable("the store is closed")
         try:
-            return await self._watcher.run(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
+            return await self._watcher.run(_read_version)
         except (sqlite3.Error, OSError) as error:
             raise translate(error) from error
 
@@ -320,6 +360,7 @@ class Access:
             for connection in (self._watcher, *(reader.connection for reader in self._readers)):
                 await close_connection(connection)
             await self._close_writer()
+            await self._syncer.close()
             self._lock.close()
 
     async def _close_writer(self) -> None:
@@ -361,9 +402,9 @@ def _move_log(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
-def _in_one_view(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
-    with transaction(db, "BEGIN"):
-        return work(db)
+def _read_version(db: sqlite3.Connection) -> int:
+    """Another one when any other connection has committed something since."""
+    return int(db.execute("PRAGMA data_version").fetchone()[0])
 
 
 async def close_connection(connection: Connection) -> None:

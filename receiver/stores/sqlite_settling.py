@@ -168,7 +168,7 @@ class SettlingPart(Access):
         return await self.read(lambda db: load_families(db, submission_ids))
 
     async def load_to_settle(self, submission_ids: Sequence[str]) -> tuple[dict[str, Family], dict[str, Poll]]:
-        return await self.read(lambda db: _load_to_settle(db, submission_ids))
+        return await self.read(lambda db: _load_to_settle(db, submission_ids), is_shown=False)
 
     async def find_open_jobs(self, provider: str, remote_ids: Sequence[str]) -> list[Job]:
         return await self.read(lambda db: _find_open_jobs(db, provider, remote_ids))
