@@ -558,7 +558,11 @@ class TestSyncing:
                 await store.keep_notice(make_notice("sub_1"), BOUND)
             assert await store.keep_notice(make_notice("sub_2"), BOUND)
             await on_writer(store, lambda db: db.set_trace_callback(None))
-            assert [one for one in seen if one == "COMMIT" or "checkpoint" in one] == ["COMMIT", "PRAGMA wal_checkpoint(TRUNCATE)", "COMMIT"]
+            assert [one for one in seen if one == "COMMIT" or "checkpoint" in one] == [
+                "COMMIT",
+                "PRAGMA wal_checkpoint(TRUNCATE)",
+                "COMMIT",
+            ]
             assert self.count_kept(file) == 2  # nobody was told of the first one, so that one may be there
 
     async def test_while_the_log_cannot_be_moved_nothing_is_written(self, file, url, disk):

@@ -15,7 +15,8 @@ from receiver.ending import finish
 from receiver.errors import ConfigError, Mistake
 from receiver.stores.migrate import load_migrations, migrate_sqlite
 from receiver.stores.moved import refuse_moved
-from receiver.stores.sqlite_access import READERS, Connection, FileLock, close_connection, connect, primary_code, translate
+from receiver.stores.sqlite_access import READERS
+from receiver.stores.sqlite_connecting import Connection, FileLock, close_connection, connect, primary_code, translate
 from receiver.stores.sqlite_deliveries import DeliveriesPart
 from receiver.stores.sqlite_inbox import InboxPart
 from receiver.stores.sqlite_keys import KeysPart

@@ -12,7 +12,7 @@ from typing import Any
 from receiver.errors import ConfigError, Mistake
 from receiver.stores.migrate import load_migrations, migrate_sqlite
 from receiver.stores.sqlite import UNUSABLE
-from receiver.stores.sqlite_access import FileLock, open_connection, primary_code, transaction, translate
+from receiver.stores.sqlite_connecting import FileLock, open_connection, primary_code, transaction, translate
 from receiver.stores.sqlite_upkeep import find_living, release_all
 
 Row = tuple[Any, ...]

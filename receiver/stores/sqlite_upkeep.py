@@ -17,7 +17,8 @@ from receiver.errors import Conflict
 from receiver.model import from_micros, to_micros
 from receiver.stores.migrate import copy_aside
 from receiver.stores.rows import BREAKERS
-from receiver.stores.sqlite_access import Access, Tx, close_connection, connect, one_by_one, translate, try_lock
+from receiver.stores.sqlite_access import Access, Tx, one_by_one
+from receiver.stores.sqlite_connecting import close_connection, connect, translate, try_lock
 from receiver.stores.sqlite_deliveries import READY
 from receiver.stores.sqlite_polls import BURY as BURY_POLLS
 from receiver.stores.terms import Breaker

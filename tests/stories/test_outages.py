@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from receiver.simulator import Fault, Scenario
-from receiver.stores import sqlite_access
+from receiver.stores import sqlite_access, sqlite_connecting
 from tests.postgres import get_server
 from tests.stories.home import open_home, recorded, recorder
 
@@ -37,7 +37,7 @@ class Locked(Outage):
     """Another process holds the lock and does not give it back."""
 
     async def begin(self):
-        self.monkeypatch.setattr(sqlite_access.FileLock.held.__wrapped__, "__defaults__", (0.3,))  # in place of ten seconds
+        self.monkeypatch.setattr(sqlite_connecting.FileLock.held.__wrapped__, "__defaults__", (0.3,))  # in place of ten seconds
         self.file = (self.folder / "receiver.db.lock").open()
         fcntl.flock(self.file, fcntl.LOCK_EX)
 
