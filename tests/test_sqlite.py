@@ -565,6 +565,18 @@ class TestSyncing:
             ]
             assert self.count_kept(file) == 2  # nobody was told of the first one, so that one may be there
 
+    async def test_after_a_refusal_nothing_of_it_is_shown_until_the_log_has_begun_anew(self, url, disk):
+        async with open_store(url) as store:
+            notice = make_notice("sub_1")
+            disk.refusals = 1
+            with pytest.raises(StoreUnavailable):
+                await store.keep_notice(notice, BOUND)
+            for _ in range(4):  # each reader more than once
+                with pytest.raises(StoreUnavailable):
+                    await store.read_notice(notice.id)
+            await store.check_writable()
+            assert (await store.read_notice(notice.id)).id == notice.id
+
     async def test_while_the_log_cannot_be_moved_nothing_is_written(self, file, url, disk):
         async with open_store(url) as store:
             await on_writer(store, lambda db: db.execute("PRAGMA busy_timeout = 1").fetchall())

@@ -41,8 +41,9 @@ class Syncer:
         return ticket
 
     def get_last(self) -> Ticket | None:
-        """What was asked for last, unless it is done."""
-        return None if self._last is None or self._last.done() else self._last
+        """What was asked for last, unless it is done and the disk has refused nothing."""
+        last = self._last
+        return None if last is None or (last.done() and not self.is_doubtful) else last
 
     @property
     def is_doubtful(self) -> bool:
