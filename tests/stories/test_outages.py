@@ -1,6 +1,7 @@
 """The store goes away while all runs, for longer than any wait of ours: loops live, /readyz says so, and it goes on by itself."""
 
 import asyncio
+import errno
 import fcntl
 import sqlite3
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ import httpx
 import pytest
 
 from receiver.simulator import Fault, Scenario
-from receiver.stores import sqlite_access, sqlite_connecting
+from receiver.stores import sqlite_access, sqlite_connecting, sqlite_syncing
 from tests.postgres import get_server
 from tests.stories.home import open_home, recorded, recorder
 
@@ -24,6 +25,7 @@ class Outage:
     """A database that can be taken away. `url` is what to configure, empty for a file of the installation's own."""
 
     url = ""
+    names = frozenset({"store", *LOOPS})  # what /readyz says
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.monkeypatch = folder, monkeypatch
@@ -60,6 +62,21 @@ class Broken(Outage):
         raise error
 
 
+class Refusing(Outage):
+    """Whatever is written is there, but the disk does not say that it has it. A claim after which nothing was to be written stands."""
+
+    names = frozenset({"store"})
+
+    async def begin(self):
+        self.monkeypatch.setattr(sqlite_syncing, "flush", self.fail)
+
+    async def end(self):
+        self.monkeypatch.undo()
+
+    def fail(self, _):
+        raise OSError(errno.EIO, "Input/output error")
+
+
 class Stopped(Outage):
     """The PostgreSQL server has lost its power."""
 
@@ -70,7 +87,7 @@ class Stopped(Outage):
         await asyncio.to_thread(get_server().start)
 
 
-@pytest.fixture(params=[Locked, Broken, Stopped])
+@pytest.fixture(params=[Locked, Broken, Refusing, Stopped])
 async def outage(request, tmp_path, monkeypatch):
     made = request.param(tmp_path, monkeypatch)
     if request.param is not Stopped:
@@ -122,10 +139,19 @@ async def test_loops_outlive_a_store_that_is_away_and_readiness_says_so(sim, tmp
         async def names_all():
             answer = await patiently(lambda: home.api.get("/readyz"))
             failing = set(answer.json().get("failing", ()))
-            return answer if answer.status_code == 503 and {"store", *LOOPS} <= failing else None
+            return answer if answer.status_code == 503 and outage.names <= failing else None
 
         async def is_ready():
             return (await patiently(lambda: home.api.get("/readyz"))).status_code == 200
+
+        async def submit_boat():
+            boat = {"provider": "elkapi", "model": "kling-v2", "input": {"prompt": "a boat"}}
+            return await patiently(lambda: home.api.post("/v1/jobs", json=boat, headers={"Idempotency-Key": "a-boat"}))
+
+        async def is_taken():
+            answer = await submit_boat()
+            assert answer.status_code in {202, 409}, answer.text  # 409: the first one is still under way
+            return answer if answer.status_code == 202 else None
 
         async with gone(outage):
             await until(names_all)
@@ -134,10 +160,10 @@ async def test_loops_outlive_a_store_that_is_away_and_readiness_says_so(sim, tmp
             news = {"id": jobs[0]["remote_id"], "status": "completed"}
             refused = await patiently(lambda: home.api.post(callback, json=news))
             assert (refused.status_code, int(refused.headers["retry-after"]) > 0) == (503, True)
-            boat = {"provider": "elkapi", "model": "kling-v2", "input": {"prompt": "a boat"}}
-            refused = await patiently(lambda: home.api.post("/v1/jobs", json=boat))
+            refused = await submit_boat()
             assert refused.status_code == 503
         await until(is_ready)
+        jobs += (await until(is_taken)).json()["jobs"]  # whether the refused one stands or not
         assert {(await home.final(job["id"]))["status"] for job in jobs} == {"succeeded"}
         jobs += await home.submit("elkapi")
         await home.final(jobs[-1]["id"])
