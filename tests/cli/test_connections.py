@@ -40,13 +40,19 @@ async def echo(scope, receive, send):
 
 @asynccontextmanager
 async def serving():
+    async with running() as (port, _):
+        yield port
+
+
+@asynccontextmanager
+async def running():
     up = asyncio.Event()
     listener = service.open_sockets("127.0.0.1", 0, {}, "")[0]
     server = service.Server(service.make_config(echo), up.set)
     task = asyncio.create_task(server.serve([listener]))
     await asyncio.wait_for(up.wait(), BOUND)
     try:
-        yield listener.getsockname()[1]
+        yield listener.getsockname()[1], server
     finally:
         server.should_exit = server.force_exit = True
         await task
@@ -122,7 +128,8 @@ async def test_an_answer_that_takes_long_is_not_cut(monkeypatch):
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.1)
     async with serving() as port, connected(port) as (reader, writer):
         writer.write(POST + b"1\r\nx\r\n")
-        await asyncio.sleep(0.3)
+        async with connected(port) as (silent, _):  # its time ends after the other's would have
+            assert await everything(silent) == b""
         assert await ask(reader, writer, b"0\r\n\r\n") == (b"200", b"1")
 
 
@@ -139,9 +146,13 @@ async def test_a_connection_that_asks_no_more_is_closed_after_a_while(monkeypatc
 
 async def test_a_client_that_does_not_read_is_cut(monkeypatch):
     monkeypatch.setattr(connections, "READER_SECONDS", 0.2)
-    async with serving() as port, connected(port) as (reader, writer):
+    async with running() as (port, server), connected(port) as (reader, writer):
         writer.write(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
-        await asyncio.sleep(0.6)
+        async with asyncio.timeout(BOUND):
+            while not server.server_state.connections:
+                await asyncio.sleep(0)
+            while server.server_state.connections:
+                await asyncio.sleep(0.01)
         assert len(await everything(reader)) < 100_000_000
 
 
