@@ -24,12 +24,13 @@ from receiver.handling import Handler
 from receiver.herald import Herald, is_own
 from receiver.ids import derive_id
 from receiver.masking import Masker
-from receiver.model import Delivery, DeliveryState, Event, to_rfc3339
+from receiver.model import Delivery, DeliveryState, Event
 from receiver.outputs import Outputs, OutputStream
 from receiver.routing import ABOUT_OURSELVES, make_deliveries
 from receiver.runs import Run, Runs
 from receiver.services import HandlerHealth
 from receiver.stores.base import Store
+from receiver.times import to_rfc3339
 from receiver.tracing import NOTHING, OFF, Span, Tracing, begin_event
 from receiver.tracing import current as current_span
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from receiver.errors import Unreadable
-from receiver.model import EPOCH, Answer, Job, Status, Submission, Update
+from receiver.model import Answer, Job, Status, Submission, Update
 from receiver.normalize import (
     Accepted,
     NotTakenAnswer,
@@ -21,6 +21,7 @@ from receiver.normalize import (
 )
 from receiver.providers.account import Account
 from receiver.providers.spec import Spec
+from receiver.times import EPOCH
 
 
 def explain(

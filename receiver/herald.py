@@ -8,9 +8,10 @@ from typing import Any
 
 from receiver.config import HandlerConfig
 from receiver.ids import derive_id, make_id
-from receiver.model import Event, to_rfc3339
+from receiver.model import Event
 from receiver.routing import ABOUT_OURSELVES, make_deliveries
 from receiver.stores.base import Store
+from receiver.times import to_rfc3339
 
 SOURCE = "/receiver"
 

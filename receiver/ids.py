@@ -6,7 +6,7 @@ import random
 import uuid
 from datetime import datetime
 
-from receiver.model import to_micros
+from receiver.times import to_micros
 
 RANDOM = 0x0FFF_3FFF_FFFF_FFFF_FFFF  # of the 80 bits that stand below the time
 VERSION_AND_VARIANT = 0x7000_8000_0000_0000_0000

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from receiver import __version__
-from receiver.model import to_micros
+from receiver.times import to_micros
 from receiver.tracing import NOTHING, Attribute, Kind, Span, Tracing, current
 
 KINDS = {kind.name.lower(): kind for kind in SpanKind}

@@ -26,8 +26,8 @@ from receiver.model import (
     Submission,
     SubmissionState,
     Update,
-    to_rfc3339,
 )
+from receiver.times import to_rfc3339
 
 PROCESSING_EVENT_PAUSE = timedelta(seconds=5)
 ENDED_BY = {channel: FinishedBy(channel.value) for channel in Channel}

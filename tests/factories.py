@@ -21,8 +21,8 @@ from receiver.model import (
     Stored,
     Submission,
     SubmissionState,
-    to_rfc3339,
 )
+from receiver.times import to_rfc3339
 
 NOW = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)
 

@@ -16,7 +16,7 @@ import pytest
 from receiver.config import HandlerConfig
 from receiver.errors import ConfigError
 from receiver.handling import HTTPError, PermanentError, RetryLater, load_handler
-from receiver.model import to_rfc3339
+from receiver.times import to_rfc3339
 from tests.factories import NOW, make_event, make_job, make_stored
 from tests.handler_kit import open_desk
 from tests.loopback import Seen, response, serve

@@ -15,9 +15,9 @@ from receiver.cli.session import KEY_VARIABLE, Session, pass_session, run_async,
 from receiver.cli.store import read_version
 from receiver.ids import make_id
 from receiver.keys import ApiKey, Scope, digest
-from receiver.model import to_rfc3339
 from receiver.stores import open_store
 from receiver.stores.base import Store
+from receiver.times import to_rfc3339
 
 PREFIX = "rcv_"
 MAX_NAME = 100

@@ -21,10 +21,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from receiver.errors import Unproven, Unreadable, WrongSignature
-from receiver.model import to_micros
 from receiver.providers.paths import find_all
 from receiver.providers.reading import parse_json
 from receiver.providers.spec import Signature
+from receiver.times import to_micros
 
 FAMILIES = ("webhook", "svix")  # of headers that Standard Webhooks knows
 MAX_SIGNATURES = 16  # in one header, of one kind, that are looked at

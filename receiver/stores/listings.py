@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from receiver.errors import Invalid
-from receiver.model import DeliveryState, Notice, to_micros
+from receiver.model import DeliveryState, Notice
 from receiver.stores.rows import DELIVERIES, JOBS, NOTICES
 from receiver.stores.terms import DeliveryFilter, JobFilter, NoticeFilter, Page
+from receiver.times import to_micros
 
 T = TypeVar("T")
 Statement = tuple[str, list[Any]]

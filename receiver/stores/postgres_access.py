@@ -13,10 +13,10 @@ import asyncpg
 import structlog
 
 from receiver.errors import Overloaded, ReceiverError, StoreUnavailable
-from receiver.model import from_micros, to_micros
 from receiver.stores.batch import Batcher
 from receiver.stores.postgres_clock import DatabaseClock
 from receiver.stores.postgres_rows import clean
+from receiver.times import from_micros, to_micros
 
 A = TypeVar("A")
 R = TypeVar("R")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from receiver.clock import Clock
-from receiver.model import to_micros
+from receiver.times import to_micros
 
 # Clocks that agree this well are taken as one: it is less than the notice a loop takes of a due time, and more than what measuring adds.
 TOLERANCE = 250_000  # microseconds

@@ -11,13 +11,13 @@ import msgspec
 
 from receiver.clock import Clock
 from receiver.errors import ConfigError, Mistake
-from receiver.model import to_micros
 from receiver.stores.migrate import load_migrations
 from receiver.stores.moved import Moved
 from receiver.stores.postgres_clock import TOLERANCE
 from receiver.stores.postgres_connecting import connected, name_of
 from receiver.stores.postgres_migrate import migrate_postgres
 from receiver.stores.postgres_rows import clean
+from receiver.times import to_micros
 
 Row = tuple[Any, ...]
 BEGINNING = 4711_0004  # the advisory lock of who begins to copy

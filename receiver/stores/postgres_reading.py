@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from receiver.model import Delivery, Event, Job, Notice, from_micros, to_micros
+from receiver.model import Delivery, Event, Job, Notice
 from receiver.stores.costs import Dialect, Sums, select_costs
 from receiver.stores.listings import (
     LAST_CALLBACK,
@@ -31,6 +31,7 @@ from receiver.stores.postgres_inbox import decode_notice
 from receiver.stores.postgres_rows import CALL_TABLE, DELIVERY_TABLE, JOB_TABLE, NOTICE_TABLE, Table, numbered
 from receiver.stores.rows import BODY, LEARNED_FROM, decode_event
 from receiver.stores.terms import MOST_RAW, CostSum, DeliveryFilter, JobFilter, Learned, NoticeFilter, Page, TimelineEntry
+from receiver.times import from_micros, to_micros
 
 T = TypeVar("T")
 COSTS = Dialect(amount="(job.cost::json->>'amount')::numeric", unit="job.cost::json->>'unit'", metadata="job.metadata::json->>?::text")

@@ -27,10 +27,9 @@ from receiver.model import (
     Status,
     Submission,
     SubmissionState,
-    from_micros,
-    to_micros,
 )
 from receiver.stores.terms import Breaker, Duration, Learned
+from receiver.times import from_micros, to_micros
 
 ARGUMENTS = 15  # by name: more are gathered in a dictionary first
 AMONG = "IN (SELECT value FROM json_each(?))"  # a list of ids is bound as one JSON text

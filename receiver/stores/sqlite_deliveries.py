@@ -15,12 +15,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from receiver.model import Delivery, DeliveryState, Event, Stored, to_micros
+from receiver.model import Delivery, DeliveryState, Event, Stored
 from receiver.stores.listings import delivery_conditions
 from receiver.stores.rows import AMONG, DELIVERIES, decode_event, decode_outputs, encode_event, json_text
 from receiver.stores.sqlite_access import Access, Tx, forgettable, one_by_one
 from receiver.stores.sqlite_statements import Insert
 from receiver.stores.terms import DeliveryFilter
+from receiver.times import to_micros
 
 HELD, NOT_DUE, READY = 0, 1, 2
 PROMOTED_TOGETHER = 5_000

@@ -6,9 +6,9 @@ from __future__ import annotations
 from datetime import datetime
 
 from receiver.keys import ApiKey
-from receiver.model import to_micros
 from receiver.stores.rows import KEYS
 from receiver.stores.sqlite_access import Access, Tx, one_by_one
+from receiver.times import to_micros
 
 
 @one_by_one

@@ -9,10 +9,11 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from receiver.model import Job, Poll, to_micros
+from receiver.model import Job, Poll
 from receiver.stores.listings import OPEN_AFTER
 from receiver.stores.rows import AMONG, JOBS, POLLS, json_text
 from receiver.stores.sqlite_access import Access, Tx, forgettable, one_by_one
+from receiver.times import to_micros
 
 # What was asked for while the poll was under way is not lost when its result is written.
 _REPLACE = (

@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from receiver.errors import Conflict
-from receiver.model import to_micros
 from receiver.stores.rows import AMONG, json_text
 from receiver.stores.sqlite_access import Access, Tx, one_by_one
+from receiver.times import to_micros
 
 SLICE_SECONDS = 0.01  # of deleting between two turns of the others
 LEAST_SLICE = 8  # submissions: less would be all commits

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from receiver.model import Delivery, Event, Job, Notice, from_micros, to_micros
+from receiver.model import Delivery, Event, Job, Notice
 from receiver.stores.costs import DAY, Dialect, Sums, select_costs
 from receiver.stores.listings import (
     LAST_CALLBACK,
@@ -31,6 +31,7 @@ from receiver.stores.rows import BODY, CALLS, DELIVERIES, JOBS, NOTICES, decode_
 from receiver.stores.sqlite_access import Access
 from receiver.stores.sqlite_inbox import decode_notice
 from receiver.stores.terms import MOST_RAW, CostSum, DeliveryFilter, JobFilter, Learned, NoticeFilter, Page, TimelineEntry
+from receiver.times import from_micros, to_micros
 
 T = TypeVar("T")
 COSTS = Dialect(

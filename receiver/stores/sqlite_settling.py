@@ -9,7 +9,7 @@ from datetime import datetime
 
 import msgspec
 
-from receiver.model import Family, Job, Poll, Submission, to_micros
+from receiver.model import Family, Job, Poll, Submission
 from receiver.stores.merging import Standing, choose_current, merge
 from receiver.stores.rows import (
     AMONG,
@@ -30,6 +30,7 @@ from receiver.stores.sqlite_polls import load_polls, write_polls
 from receiver.stores.sqlite_statements import Update
 from receiver.stores.sqlite_submissions import insert_jobs, load_families
 from receiver.stores.terms import Duration, Learned, Settlement
+from receiver.times import to_micros
 
 # A submission that is still `sent` keeps its claim: the node that waits for the answer lives.
 _NEW = "json_extract(new.value, '$[{}]')".format

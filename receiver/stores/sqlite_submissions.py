@@ -9,10 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from receiver.errors import KeyReused
-from receiver.model import Family, Job, Submission, to_micros
+from receiver.model import Family, Job, Submission
 from receiver.stores.rows import AMONG, JOBS, SUBMISSIONS, decode_input, json_text
 from receiver.stores.sqlite_access import Access, Tx, Work, one_by_one
 from receiver.stores.terms import Replayed
+from receiver.times import to_micros
 
 _INPUT = "(SELECT input FROM inputs WHERE submission_id = submissions.id)"
 

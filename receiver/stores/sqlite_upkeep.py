@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from receiver.errors import Conflict
-from receiver.model import from_micros, to_micros
 from receiver.stores.migrate import copy_aside
 from receiver.stores.rows import BREAKERS
 from receiver.stores.sqlite_access import Access, Tx, one_by_one
@@ -22,6 +21,7 @@ from receiver.stores.sqlite_connecting import close_connection, connect, transla
 from receiver.stores.sqlite_deliveries import READY
 from receiver.stores.sqlite_polls import BURY as BURY_POLLS
 from receiver.stores.terms import Breaker
+from receiver.times import from_micros, to_micros
 
 NODE_NAME = re.compile(r"[0-9a-f]{16}")
 LOOK_EVERY = timedelta(milliseconds=50)

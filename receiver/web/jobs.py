@@ -11,8 +11,9 @@ from starlette.responses import Response
 from receiver import commands
 from receiver.errors import Invalid, NotFound
 from receiver.keys import Scope
-from receiver.model import Call, Delivery, Event, Job, Notice, Status, to_rfc3339
+from receiver.model import Call, Delivery, Event, Job, Notice, Status
 from receiver.stores.terms import MOST_RAW, JobFilter, TimelineEntry
+from receiver.times import to_rfc3339
 from receiver.web.bodies import parse_struct, read_json
 from receiver.web.operations import Answer, Header, Operation, answer_json, services_of
 from receiver.web.outputs import send_output

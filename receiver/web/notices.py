@@ -7,8 +7,9 @@ from starlette.responses import Response
 
 from receiver import commands
 from receiver.errors import Conflict
-from receiver.model import Channel, Outcome, to_rfc3339
+from receiver.model import Channel, Outcome
 from receiver.stores.terms import MOST_RAW, NoticeFilter
+from receiver.times import to_rfc3339
 from receiver.web.jobs import id_of, show_notice
 from receiver.web.operations import Answer, Operation, answer_json, services_of
 from receiver.web.query import CURSOR, LIMIT, Query, choice, flag, text

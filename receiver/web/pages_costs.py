@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.errors import Invalid
-from receiver.model import to_rfc3339
 from receiver.providers.spec import Spec
 from receiver.stores.base import Store
 from receiver.stores.terms import CostSum, JobFilter
+from receiver.times import to_rfc3339
 from receiver.web.costs import MOST_SUMS
 from receiver.web.operations import services_of
 from receiver.web.pages_frame import Form, page, read_fields, show

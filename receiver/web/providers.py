@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.learning import learned_overdue
-from receiver.model import to_rfc3339
 from receiver.providers.account import Account
 from receiver.providers.spec import Spec
 from receiver.services import HandlerHealth, Services
 from receiver.stores.terms import Breaker, Learned
+from receiver.times import to_rfc3339
 from receiver.web.operations import Answer, Operation, answer_json, services_of
 from receiver.web.query import Query
 from receiver.web.views import Handlers, Providers

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from receiver.model import to_micros
+from receiver.times import to_micros
 from tests.benchmarks.lines import tell
 
 SPAN = timedelta(days=29)  # all of it within the default retention

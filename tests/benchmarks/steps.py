@@ -11,9 +11,10 @@ from typing import Any
 from msgspec.structs import replace
 
 from receiver.keys import ApiKey, Scope
-from receiver.model import Channel, DeliveryState, Family, Outcome, Status, from_micros
+from receiver.model import Channel, DeliveryState, Family, Outcome, Status
 from receiver.stores.base import Store
 from receiver.stores.terms import DeliveryFilter, JobFilter, NoticeBound, NoticeFilter, NoticeOutcome, Settlement
+from receiver.times import from_micros
 from tests.benchmarks.filling import Filling
 from tests.factories import make_call, make_delivery, make_event, make_family, make_notice, make_poll, make_running_family, make_stored
 

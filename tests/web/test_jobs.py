@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from receiver.model import Output, Status, Stored, to_rfc3339
+from receiver.model import Output, Status, Stored
 from receiver.settler import Settler
+from receiver.times import to_rfc3339
 from receiver.web import jobs, notices, views
 from tests.web.opened import ELK, Web
 
