@@ -151,12 +151,12 @@ class House:
         herald = Herald(store, config.handlers)
         self._limiter = Limiter(store, herald)
         self._probe = Probe(config.server, tokens, clients.provider, store, accounts, herald, clock)
-        settling = Settling(store, accounts, config.handlers, counters, tokens, masker, self._pushes, self._waker("dispatch"), tracing)
+        self._dispatcher = Dispatcher(store, config.handlers, clock, counters, masker, outputs, self._waker("dispatch"), tracing)
+        settling = Settling(store, accounts, config.handlers, counters, tokens, masker, self._pushes, self._dispatcher, tracing)
         self._settler = Settler(settling, clock)
         self._submitter = Submitter(settling, clients.provider, self._limiter, clock, self._callback_url, self._waker("submit"))
         self._poller = Poller(settling, clients.provider, self._limiter, clock, self._waker("poll"))
         self._streams = Streams(settling, clients.provider, clock)
-        self._dispatcher = Dispatcher(store, config.handlers, clock, counters, masker, outputs, self._waker("dispatch"), tracing)
         self._sweeper = Sweeper(settling, self._limiter, config.store)
         self.services = Services(
             config=config,

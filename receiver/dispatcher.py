@@ -37,6 +37,7 @@ from receiver.tracing import current as current_span
 MAX_DEPTH = 5
 MAX_EMITTED_BYTES = 256 * 1024
 MAX_ERROR = 1_000
+PROBE = 10  # deliveries that are claimed where none is known to wait: what is settled here needs the room
 MOST_UNWRITTEN = 1_000  # runs whose end the store does not take
 RESERVED = frozenset({"job.submitted", "job.processing", "job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.unconfirmed"})
 log = structlog.get_logger("receiver.dispatcher")
@@ -76,8 +77,10 @@ class Dispatcher:
         self._handlers: Mapping[str, Handler] = {}
         self.health = {config.name: HandlerHealth() for config in configs}
         self._runs = {config.name: Runs(config.name, config.concurrency, config.timeout, self._ended) for config in configs}
-        self._wake = wake
-        self._is_short = False  # of room: there may be more to claim
+        self.wake = wake
+        self._reserved: Counter[str] = Counter()  # room that is taken by what is just being claimed
+        self._behind: set[str] = set()  # handlers for which more may be due than there is room
+        self._fed: set[str] = set()  # handlers that get what is settled here
         self._is_stopping = False
         self._unwritten: list[Run] = []
         self._writer: asyncio.Task[None] | None = None
@@ -87,20 +90,52 @@ class Dispatcher:
         self._handlers = handlers
 
     async def run_pass(self, now: datetime) -> bool:
-        room = {name: self._runs[name].room for name in self._handlers}
-        room = {name: count for name, count in room.items() if count > 0}
-        self._is_short = len(room) < len(self._handlers) or len(self._unwritten) > MOST_UNWRITTEN
-        if not room or len(self._unwritten) > MOST_UNWRITTEN:
+        free = {name: self._room(name) for name in self._handlers}
+        room = {name: min(count, PROBE) if name in self._fed - self._behind else count for name, count in free.items() if count > 0}
+        self._fed.clear()
+        self._behind = {name for name, count in free.items() if count <= 0}
+        if not room:
             return False
-        claimed = await self._store.claim_deliveries(now, room)
-        if self._is_stopping:
-            await self._store.release_deliveries([delivery.id for delivery, _ in claimed])
-            return False
+        self._reserved.update(room)
+        claimed: Sequence[tuple[Delivery, Event]] = ()
+        try:
+            claimed = await self._store.claim_deliveries(now, room)
+        finally:
+            await self._begin_all(room, claimed)
+        taken = Counter(delivery.handler for delivery, _ in claimed)
+        full = {name for name, count in room.items() if taken[name] == count}
+        self._behind |= full
+        return any(self._room(name) > 0 for name in full)  # what else is due waits for the end of a run, which wakes us
+
+    def _room(self, handler: str) -> int:
+        if self._is_stopping or len(self._unwritten) > MOST_UNWRITTEN:
+            return 0
+        return self._runs[handler].room - self._reserved[handler]
+
+    def reserve(self, wanted: Mapping[str, int]) -> Mapping[str, int]:
+        """For how many deliveries that are to be made there is room, kept free until `run`. Others may wait already: they go first."""
+        known = [name for name in wanted if name in self._handlers]
+        self._fed.update(known)
+        room = {name: min(wanted[name], self._room(name)) for name in known if name not in self._behind}
+        reserved = {name: count for name, count in room.items() if count > 0}
+        self._behind.update(name for name in known if reserved.get(name, 0) < wanted[name])
+        self._reserved.update(reserved)
+        return reserved
+
+    async def run(self, reserved: Mapping[str, int], claimed: Sequence[tuple[Delivery, Event]]) -> None:
+        """Run what was claimed; the rest of what was reserved is free again."""
+        await self._begin_all(reserved, claimed)
+        if not self._behind.isdisjoint(reserved):
+            self.wake()
+
+    async def _begin_all(self, reserved: Mapping[str, int], claimed: Sequence[tuple[Delivery, Event]]) -> None:
+        self._reserved.subtract(reserved)
+        if self._is_stopping and claimed:
+            with suppress(Unavailable):  # whoever finds that we are gone gives them back
+                await self._store.release_deliveries([delivery.id for delivery, _ in claimed])
+            return
         for delivery, event in claimed:
             self._begin(delivery, event)
-        taken = Counter(delivery.handler for delivery, _ in claimed)
-        self._is_short |= any(taken[name] == count for name, count in room.items())
-        return False  # what else is due waits for the end of a run, which wakes us
 
     def _begin(self, delivery: Delivery, event: Event) -> None:
         run = Run(delivery, event, self._begin_span(delivery, event) if self._tracing.is_on else NOTHING)
@@ -125,16 +160,16 @@ class Dispatcher:
         self._unwritten.append(run)
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_ends(), name="delivery-writer")
-        if self._is_short:
-            self._wake()
+        if run.delivery.handler in self._behind:
+            self.wake()
 
     async def _write_ends(self) -> None:
         """Whatever ended while others were written is written next, together."""
         while self._unwritten:
             runs, self._unwritten = self._unwritten, []
             await self._write(runs)
-        if self._is_short:
-            self._wake()
+        if self._behind:
+            self.wake()
 
     async def _write(self, runs: Sequence[Run]) -> None:
         now = self._clock.now()

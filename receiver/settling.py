@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -23,7 +24,22 @@ from receiver.herald import own_event
 from receiver.ids import make_id
 from receiver.learning import duration_of, overdue_after
 from receiver.masking import Masker
-from receiver.model import Answer, Call, Channel, Delivery, Event, Family, Job, JobError, Notice, Poll, Request, Status, Update
+from receiver.model import (
+    Answer,
+    Call,
+    Channel,
+    Delivery,
+    DeliveryState,
+    Event,
+    Family,
+    Job,
+    JobError,
+    Notice,
+    Poll,
+    Request,
+    Status,
+    Update,
+)
 from receiver.pacing import next_poll, urgent_poll
 from receiver.providers.account import Account
 from receiver.routing import make_deliveries
@@ -67,6 +83,22 @@ Holder = TypeVar("Holder", Notice, NoticeOutcome, Call, JobError)
 Decide = Callable[[Family], Decision | None]
 
 
+class Runner(Protocol):
+    """Runs deliveries in this process."""
+
+    def reserve(self, wanted: Mapping[str, int]) -> Mapping[str, int]:
+        """For how many deliveries of each handler there is room now; it is kept free until `run`."""
+        ...
+
+    async def run(self, reserved: Mapping[str, int], claimed: Sequence[tuple[Delivery, Event]]) -> None:
+        """Run what was claimed, and give back what was reserved."""
+        ...
+
+    def wake(self) -> None:
+        """There are deliveries that nobody has claimed."""
+        ...
+
+
 class Settling:
     """Decides and writes, for every pass and command. `pushes` says whether news of an account's jobs is pushed to us at present."""
 
@@ -79,11 +111,11 @@ class Settling:
         tokens: Tokens,
         masker: Masker,
         pushes: Callable[[Account], bool],
-        wake: Callable[[], None],
+        runner: Runner,
         tracing: Tracing = OFF,
     ) -> None:
         self.store, self.accounts, self.counters, self.tracing = store, accounts, counters, tracing
-        self._handlers, self._tokens, self._masker, self._pushes, self._wake = handlers, tokens, masker, pushes, wake
+        self._handlers, self._tokens, self._masker, self._pushes, self._runner = handlers, tokens, masker, pushes, runner
         self._log = log.bind()  # once: the lazy one binds itself anew for every line, told or not
         self._account_wide = {account.name for account in accounts.values() if account.is_account_wide}
         self.learned: Mapping[tuple[str, str], Learned] = {}
@@ -110,7 +142,7 @@ class Settling:
                         settlement, trail = self._trace(decision, settlement)
                     drafts.append((submission_id, decision, settlement, trail))
             on_write()
-            done = await self.store.settle([settlement for _, _, settlement, _ in drafts]) if drafts else []
+            done = await self._write([settlement for _, _, settlement, _ in drafts]) if drafts else []
             for (submission_id, decision, _, trail), is_written in zip(drafts, done, strict=True):
                 if is_written:
                     written[submission_id] = decision
@@ -122,10 +154,21 @@ class Settling:
                         await self._look_for_orphans(families[submission_id], decision.change.family)
             open_ids = [submission_id for (submission_id, _, _, _), is_written in zip(drafts, done, strict=True) if not is_written]
             if not open_ids:
-                if written:
-                    self._wake()
                 return written
         raise StoreUnavailable(f"{len(open_ids)} submissions kept changing while they were settled")
+
+    async def _write(self, settlements: Sequence[Settlement]) -> list[bool]:
+        """Deliveries that can be run here at once are claimed with the write that makes them."""
+        wanted = Counter([delivery.handler for settlement in settlements for delivery in settlement.deliveries])
+        reserved = self._runner.reserve(wanted)
+        claimed: Sequence[tuple[Delivery, Event]] = ()
+        try:
+            written, claimed = await self.store.settle_and_claim(claim(settlements, reserved))
+        finally:
+            await self._runner.run(reserved, claimed)
+        if len(claimed) < wanted.total():
+            self._runner.wake()
+        return written
 
     def _trace(self, decision: Decision, settlement: Settlement) -> tuple[Settlement, Trail]:
         """The settlement with its place in the trace, which its events carry on. What is not written leaves none."""
@@ -287,6 +330,22 @@ class Settling:
             http_status=answer.status,
             last_at=now,
         )
+
+
+def claim(settlements: Sequence[Settlement], room: Mapping[str, int]) -> list[Settlement]:
+    """The same with so many deliveries of each handler claimed, the first ones first."""
+    left = dict(room)
+
+    def claim_one(delivery: Delivery) -> Delivery:
+        if left.get(delivery.handler, 0) == 0:
+            return delivery
+        left[delivery.handler] -= 1
+        return msgspec.structs.replace(delivery, state=DeliveryState.RUNNING, attempts=1)
+
+    return [
+        msgspec.structs.replace(settlement, deliveries=tuple([claim_one(delivery) for delivery in settlement.deliveries]))
+        for settlement in settlements
+    ]
 
 
 def own_events(change: Change, now: datetime) -> tuple[Event, ...]:

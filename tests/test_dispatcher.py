@@ -13,6 +13,7 @@ from receiver.dispatcher import Dispatcher
 from receiver.masking import Masker
 from receiver.model import DeliveryState
 from receiver.runs import Run
+from receiver.settling import claim
 from receiver.stores import open_store
 from receiver.stores.terms import DeliveryFilter, Settlement
 from tests.factories import make_delivery, make_event, make_running_family
@@ -136,6 +137,89 @@ async def test_what_is_claimed_while_we_end_is_given_back(tmp_path):
         await dispatcher.finish(SOON)
         await claiming
         assert (await states(store), calls) == ([DeliveryState.PENDING] * 2, [])
+
+
+async def make_claimed(store, reserved):
+    """What a settlement makes, claimed as far as there is room."""
+    family = make_running_family()
+    await store.create_submission(family)
+    event = make_event(family.jobs[0])
+    draft = Settlement(submission=family.submission, version=0, events=(event,), deliveries=(make_delivery(event, "tell"),))
+    _, claimed = await store.settle_and_claim(claim([draft], reserved))
+    return claimed
+
+
+async def test_what_is_claimed_with_its_write_is_run_without_a_claim(tmp_path):
+    async with dispatching(tmp_path, nothing, 0) as (dispatcher, store, wakes):
+        reserved = dispatcher.reserve({"tell": 1, "somebody else's": 1})
+        assert reserved == {"tell": 1}
+        await dispatcher.run(reserved, await make_claimed(store, reserved))
+        await until_idle(dispatcher)
+        assert (await states(store), wakes.is_set()) == ([DeliveryState.DONE], False)
+
+
+async def test_room_is_reserved_once_until_it_is_given_back(tmp_path):
+    async with dispatching(tmp_path, nothing, 0, concurrency=3) as (dispatcher, _, wakes):
+        assert dispatcher.reserve({"tell": 2}) == {"tell": 2}
+        assert dispatcher.reserve({"tell": 2}) == {"tell": 1}
+        assert dispatcher.reserve({"tell": 1}) == {}
+        await dispatcher.run({"tell": 2}, ())
+        assert wakes.is_set()  # somebody got less than he wanted
+        await dispatcher.run_pass(SystemClock().now())
+        assert dispatcher.reserve({"tell": 3}) == {"tell": 2}
+
+
+async def test_a_running_handler_leaves_no_more_room_than_its_concurrency(tmp_path):
+    at_work = 0
+    most = 0
+    go_on = asyncio.Event()
+
+    async def hang(event):
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        await go_on.wait()
+        at_work -= 1
+
+    async with dispatching(tmp_path, hang, 3, concurrency=4) as (dispatcher, store, _):
+        for _ in range(3):
+            reserved = dispatcher.reserve({"tell": 1})
+            await dispatcher.run(reserved, await make_claimed(store, reserved))
+            await dispatcher.run_pass(SystemClock().now())
+        go_on.set()
+        while DeliveryState.PENDING in await states(store):
+            await until_idle(dispatcher)
+            await dispatcher.run_pass(SystemClock().now())
+        await until_idle(dispatcher)
+        assert (most, await states(store)) == (4, [DeliveryState.DONE] * 6)
+
+
+async def test_who_waits_already_goes_before_what_is_made_now(tmp_path):
+    go_on = asyncio.Event()
+
+    async def hang(event):
+        await go_on.wait()
+
+    async with dispatching(tmp_path, hang, 3, concurrency=2) as (dispatcher, store, _):
+        await dispatcher.run_pass(SystemClock().now())
+        go_on.set()
+        await until_idle(dispatcher)
+        assert dispatcher.reserve({"tell": 1}) == {}
+        await dispatcher.run_pass(SystemClock().now())
+        await until_idle(dispatcher)
+        assert await states(store) == [DeliveryState.DONE] * 3
+        assert dispatcher.reserve({"tell": 1}) == {"tell": 1}
+
+
+async def test_what_is_claimed_with_its_write_while_we_end_is_given_back(tmp_path):
+    async with dispatching(tmp_path, nothing, 0) as (dispatcher, store, _):
+        reserved = dispatcher.reserve({"tell": 1})
+        claimed = await make_claimed(store, reserved)
+        await dispatcher.finish(SOON)
+        await dispatcher.run(reserved, claimed)
+        page = await store.read_deliveries(DeliveryFilter(), 9, None)
+        assert [(delivery.state, delivery.attempts) for delivery in page.rows] == [(DeliveryState.PENDING, 0)]
+        assert dispatcher.reserve({"tell": 1}) == {}
 
 
 async def test_what_ended_is_written_before_we_end(tmp_path):

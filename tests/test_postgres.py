@@ -18,6 +18,7 @@ from receiver.model import DeliveryState, JobError, Outcome, Status
 from receiver.stores import open_store, postgres_nodes
 from receiver.stores.postgres_changes import CHANNEL, TELL_EVERY
 from receiver.stores.postgres_outbox import insert_events
+from receiver.stores.rows import encode_event
 from receiver.stores.terms import DeliveryFilter, JobFilter, NoticeBound, NoticeOutcome, Settlement
 from tests.factories import (
     NOW,
@@ -452,7 +453,7 @@ class TestRaces:
         early, late = make_event(None, "receiver.one"), make_event(None, "receiver.two")
         tx = raw.transaction()
         await tx.start()
-        await insert_events(RawTx(raw), [(early, None)])
+        await insert_events(RawTx(raw), [encode_event(early, None)])
         await store.emit(late, [])
         assert await store.read_events(0, 9) == []
         assert await store.event_bounds() == (await store.find_event_position(late.id), 0)
@@ -573,6 +574,20 @@ class TestPoolers:
             with pytest.raises(StoreUnavailable):
                 await store.claim_polls(NOW, 9, ["elkapi"])
             assert [one for one, _ in await store.claim_polls(NOW, 9, ["elkapi"])] == [poll]
+
+    async def test_what_was_claimed_with_a_write_whose_commit_was_lost_on_the_way_back_is_given_back(self, url):
+        async with open_pooler(url) as pooler, open_store(pooler.url) as store:
+            family = make_running_family()
+            await store.create_submission(family)
+            event = make_event(family.jobs[0])
+            delivery = make_delivery(event, state=DeliveryState.RUNNING, attempts=1)
+            settlement = Settlement(submission=family.submission, version=0, events=(event,), deliveries=(delivery,))
+            pooler.lose_commit_of = b"INSERT INTO deliveries"
+            with pytest.raises(StoreUnavailable):
+                await store.settle_and_claim([settlement])
+            assert await store.settle_and_claim([settlement]) == ([False], [])
+            ((again, _),) = await store.claim_deliveries(NOW, {"archive": 1})
+            assert (again.id, again.attempts) == (delivery.id, 1)
 
     async def test_a_mark_whose_commit_was_lost_on_the_way_back_is_made_again(self, url):
         async with open_pooler(url) as pooler, open_store(pooler.url) as store:

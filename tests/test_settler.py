@@ -9,7 +9,8 @@ import pytest
 
 from receiver.clock import SystemClock
 from receiver.settler import Settler
-from receiver.stores.base import Settlement
+from receiver.stores.claiming import Settled
+from receiver.stores.terms import Settlement
 from tests.web.opened import Web, open_web
 
 
@@ -26,14 +27,14 @@ class Scene:
             await self.web.accept(submitted["submission_id"], remote_id)
             self.ids.append(submitted["submission_id"])
         await self.call_back(0)
-        write = self.web.services.store.settle
+        write = self.web.services.store.settle_and_claim
 
-        async def settle(settlements: Sequence[Settlement]) -> list[bool]:
-            setattr(self.web.services.store, "settle", write)  # noqa: B010
+        async def settle(settlements: Sequence[Settlement]) -> Settled:
+            setattr(self.web.services.store, "settle_and_claim", write)  # noqa: B010
             await self.call_back(1)
             return await write(settlements)
 
-        setattr(self.web.services.store, "settle", settle)  # noqa: B010
+        setattr(self.web.services.store, "settle_and_claim", settle)  # noqa: B010
 
     async def call_back(self, number: int) -> None:
         answer = await self.web.client.post(

@@ -549,6 +549,19 @@ class TestSyncing:
             await store.check_writable()
             assert len(await store.claim_notices(1)) == 1
 
+    async def test_what_was_claimed_with_a_write_that_the_disk_refused_is_free(self, url, disk):
+        async with open_store(url) as store:
+            family = make_running_family()
+            await store.create_submission(family)
+            event = make_event(family.jobs[0])
+            delivery = make_delivery(event, "log", state=DeliveryState.RUNNING, attempts=1)
+            disk.refusals = 1
+            with pytest.raises(StoreUnavailable):
+                await store.settle_and_claim([Settlement(submission=family.submission, version=0, events=(event,), deliveries=(delivery,))])
+            await store.check_writable()
+            ((again, _),) = await store.claim_deliveries(NOW, {"log": 1})
+            assert (again.id, again.attempts) == (delivery.id, 1)
+
     async def test_after_a_refusal_the_whole_log_is_moved_into_the_file_before_more_is_written(self, file, url, disk):
         async with open_store(url) as store:
             seen: list[str] = []

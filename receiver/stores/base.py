@@ -123,6 +123,11 @@ class Settling(Protocol):
         At most one settlement per submission in a call."""
         ...
 
+    async def settle_and_claim(self, settlements: Sequence[Settlement]) -> tuple[list[bool], list[tuple[Delivery, Event]]]:
+        """As `settle`; and deliveries that come as running with one attempt are this node's own claims from the start, given back
+        with their events. Except where an earlier one of the job and handler holds one back: that becomes pending."""
+        ...
+
     async def claim_overdeadline(self, now: datetime, limit: int) -> list[Family]:
         """Families with a job that is open and whose deadline has passed. Reads only: `settle` decides who wins."""
         ...

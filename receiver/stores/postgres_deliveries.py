@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from receiver.model import Delivery, DeliveryState, Event, Stored
 from receiver.stores.listings import delivery_conditions
-from receiver.stores.postgres_access import Access, Tx, each, work
+from receiver.stores.postgres_access import Access, Tx, Work, each, work
 from receiver.stores.postgres_outbox import NOT_DUE, READY, free_followers, lock_jobs, write_emitted, write_stored
 from receiver.stores.postgres_rows import DELIVERY_TABLE, numbered
 from receiver.stores.rows import decode_event
@@ -80,13 +80,18 @@ async def _record_stored(tx: Tx, asked: tuple[str, int, Stored, datetime]) -> bo
 
 
 @each("claiming")
-async def _release(tx: Tx, delivery_ids: Sequence[str]) -> None:
+async def release(tx: Tx, delivery_ids: Sequence[str]) -> None:
     await tx.execute(
         "UPDATE deliveries SET state = CASE WHEN attempts > 1 THEN 'retrying' ELSE 'pending' END, attempts = attempts - 1,"
         f" stage = {READY}, claimed_by = NULL WHERE state = 'running' AND claimed_by = $1 AND id = ANY($2::text[])",
         tx.node,
         list(delivery_ids),
     )
+
+
+def take_back(claimed: Sequence[tuple[Delivery, Event]]) -> tuple[Work[Any, Any], Any]:
+    """What undoes a claim that nobody knows of."""
+    return release, [delivery.id for delivery, _ in claimed]
 
 
 class _Replay(NamedTuple):
@@ -126,7 +131,7 @@ async def _replay(tx: Tx, asked: _Replay) -> tuple[int, tuple[int, str] | None]:
 
 class DeliveriesPart(Access):
     async def claim_deliveries(self, now: datetime, room: Mapping[str, int]) -> list[tuple[Delivery, Event]]:
-        return await self.write(_claim, (now, dict(room)), undo=lambda claimed: (_release, [delivery.id for delivery, _ in claimed]))
+        return await self.write(_claim, (now, dict(room)), undo=take_back)
 
     async def finish_deliveries(self, deliveries: Sequence[Delivery]) -> list[bool]:
         return await self.write(_finish, deliveries)
@@ -138,7 +143,7 @@ class DeliveriesPart(Access):
         return await self.write(_record_stored, (job_id, index, stored, at))
 
     async def release_deliveries(self, delivery_ids: Sequence[str]) -> None:
-        await self.write(_release, tuple(delivery_ids))
+        await self.write(release, tuple(delivery_ids))
 
     async def replay(self, filter: DeliveryFilter, now: datetime, delivery_id: str | None = None) -> int:
         """In parts, so that no one waits for a million."""

@@ -12,10 +12,10 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from receiver.model import Delivery, Event, Stored
+from receiver.model import Delivery, DeliveryState, Event, Stored
 from receiver.stores.postgres_access import Tx
 from receiver.stores.postgres_rows import DELIVERY_TABLE, pack, source
-from receiver.stores.rows import decode_outputs, encode_event, json_text
+from receiver.stores.rows import EventRow, decode_outputs, encode_event, json_text
 
 HELD, NOT_DUE, READY = 0, 1, 2
 FINAL_EVENTS = "('job.succeeded', 'job.failed', 'job.cancelled', 'job.expired')"
@@ -37,8 +37,16 @@ _INSERT_DELIVERIES = (
     f"INSERT INTO deliveries ({DELIVERY_TABLE.columns}, stage) SELECT {DELIVERY_TABLE.columns_of('later')}, {_STAGE_OF_NEW}"
     f" FROM {DELIVERY_TABLE.source('later')} ORDER BY nth ON CONFLICT (id) DO NOTHING"
 )
-_HOLD_BATCH = (
-    f"UPDATE deliveries AS later SET stage = {HELD} WHERE later.id = ANY($1::text[]) AND later.stage IN ({NOT_DUE}, {READY}) AND {_IS_HELD}"
+_INSERT_CLAIMED = (
+    f"INSERT INTO deliveries ({DELIVERY_TABLE.columns}, claimed_by) SELECT {DELIVERY_TABLE.columns}, $2"
+    f" FROM {DELIVERY_TABLE.source()} ORDER BY nth ON CONFLICT (id) DO NOTHING"
+)
+_HOLD = (
+    "UPDATE deliveries AS later"
+    f" SET stage = {HELD}, state = CASE state WHEN 'running' THEN 'pending' ELSE state END,"
+    " attempts = CASE state WHEN 'running' THEN 0 ELSE attempts END, claimed_by = NULL"
+    f" WHERE later.id = ANY($1::text[]) AND (later.stage IN ({NOT_DUE}, {READY}) OR later.state = 'running') AND {_IS_HELD}"
+    " RETURNING id"
 )
 _FREE = (
     f"UPDATE deliveries AS later SET stage = {_STAGE_OF_FREED} FROM unnest($1::text[], $2::text[]) AS ended (job_id, handler)"
@@ -58,29 +66,35 @@ async def lock_jobs(tx: Tx, job_ids: Iterable[str | None]) -> None:
         await tx.look("SELECT 1 FROM jobs WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE", ids)
 
 
-async def insert_events(tx: Tx, events: Sequence[tuple[Event, str | None]]) -> int:
-    """Each with its job; how many are new. An event's position grows with the transaction's number, and within it."""
-    if not events:
+async def insert_events(tx: Tx, rows: Sequence[EventRow]) -> int:
+    """How many are new. An event's position grows with the transaction's number, and within it."""
+    if not rows:
         return 0
-    rows = [encode_event(event, job_id) for event, job_id in events]
     if tx.shift:
         rows = [(event_id, job_id, at + tx.shift, depth, envelope) for event_id, job_id, at, depth, envelope in rows]
     count = await tx.execute(_INSERT_EVENTS, pack(rows), tx.events)
-    tx.events += len(events)
+    tx.events += len(rows)
     return count
 
 
-async def insert_deliveries(tx: Tx, deliveries: Sequence[Delivery]) -> None:
-    """The caller holds the jobs' locks."""
-    if not deliveries:
-        return
-    await tx.execute(_INSERT_DELIVERIES, DELIVERY_TABLE.pack(deliveries, tx.shift))
-    seen = set()
-    for delivery in deliveries:  # those of one statement do not see each other
-        if delivery.job_id is not None and (delivery.job_id, delivery.handler) in seen:
-            await tx.execute(_HOLD_BATCH, [one.id for one in deliveries])
-            break
-        seen.add((delivery.job_id, delivery.handler))
+async def insert_deliveries(tx: Tx, deliveries: Sequence[Delivery]) -> set[str]:
+    """Those that come as running are claimed by this node from the start; gives their ids, without what is held back. The caller holds
+    the jobs' locks."""
+    pending = [delivery for delivery in deliveries if delivery.state is not DeliveryState.RUNNING]
+    claimed = [delivery for delivery in deliveries if delivery.state is DeliveryState.RUNNING]
+    if pending:
+        await tx.execute(_INSERT_DELIVERIES, DELIVERY_TABLE.pack(pending, tx.shift))
+    if claimed:
+        await tx.execute(_INSERT_CLAIMED, DELIVERY_TABLE.pack(claimed, tx.shift), tx.node)
+    ids = {delivery.id for delivery in claimed}
+    if claimed or _has_followers(pending):  # those of one statement do not see each other
+        return ids.difference(row_id for (row_id,) in await tx.look(_HOLD, [one.id for one in deliveries]))
+    return ids
+
+
+def _has_followers(deliveries: Sequence[Delivery]) -> bool:
+    pairs = [(delivery.job_id, delivery.handler) for delivery in deliveries if delivery.job_id is not None]
+    return len(set(pairs)) < len(pairs)
 
 
 async def free_followers(tx: Tx, ended: Iterable[tuple[str | None, str]]) -> None:
@@ -100,7 +114,7 @@ async def write_emitted(tx: Tx, event: Event, deliveries: Sequence[Delivery]) ->
         sequence = counted[0][0]
         event = replace(event, sequence=str(sequence))
         deliveries = [replace(delivery, sequence=sequence) for delivery in deliveries]
-    if not await insert_events(tx, [(event, event.subject if counted else None)]):
+    if not await insert_events(tx, [encode_event(event, event.subject if counted else None)]):
         return False  # another node was quicker
     await insert_deliveries(tx, deliveries)
     return True

@@ -8,14 +8,16 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from receiver.model import Family, Job, Poll, Submission
+from receiver.stores.claiming import Claimed, Settled, by_call, with_events
 from receiver.stores.merging import Standing, choose_current, merge
 from receiver.stores.postgres_access import Access, Tx, work
+from receiver.stores.postgres_deliveries import take_back
 from receiver.stores.postgres_inbox import SETTLE_NOTICES, insert_notices, pack_outcomes
 from receiver.stores.postgres_outbox import insert_deliveries, insert_events
 from receiver.stores.postgres_polls import write_polls
 from receiver.stores.postgres_rows import CALL_TABLE, JOB_TABLE, Table, pack, source
 from receiver.stores.postgres_submissions import insert_jobs, load_families, load_to_settle
-from receiver.stores.rows import JOB_KEEPS, JOBS, Rows, decode_outputs, json_text
+from receiver.stores.rows import JOB_KEEPS, JOBS, Rows, decode_outputs, encode_event, json_text
 from receiver.stores.terms import Settlement
 
 T = TypeVar("T")
@@ -51,25 +53,29 @@ _LEARN = (
 
 
 @work("settling")
-async def _settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> list[list[bool]]:
+async def _settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> list[Settled]:
     ids = sorted({settlement.submission.id for settlements in calls for settlement in settlements})
     locked = await tx.look(_LOCK, ids)
     answers, won = choose_current(calls, {submission_id: version for submission_id, version, *_ in locked})
+    claimed: dict[str, Claimed] = {}
     if won:
         standing = {job_id: Standing(sequence, decode_outputs(outputs)) for _, _, job_id, sequence, outputs in locked}
-        await _write(tx, merge(won, standing), set(standing))
-    return answers
+        claimed = await _write(tx, merge(won, standing), set(standing))
+    return by_call(calls, answers, claimed)
 
 
-async def _write(tx: Tx, settlements: Sequence[Settlement], known: set[str]) -> None:
+async def _write(tx: Tx, settlements: Sequence[Settlement], known: set[str]) -> dict[str, Claimed]:
+    """Gives what was claimed, by the delivery's id."""
     submissions = [settlement.submission for settlement in settlements]
     await tx.execute(_WRITE_SUBMISSIONS, pack([_submission_row(tx, submission) for submission in submissions]), tx.node)
     await _resize(tx, [settlement.submission for settlement in settlements if settlement.is_resized])
     jobs = _all(settlement.jobs for settlement in settlements)
     await _write_jobs(tx, jobs, known)
     await _write_notices(tx, settlements, {job.id for job in jobs})
-    await insert_events(tx, [(event, event.subject) for event in _all(settlement.events for settlement in settlements)])
-    await insert_deliveries(tx, _all(settlement.deliveries for settlement in settlements))
+    events = [encode_event(event, event.subject) for event in _all(settlement.events for settlement in settlements)]
+    await insert_events(tx, events)
+    deliveries = _all(settlement.deliveries for settlement in settlements)
+    claimed = await insert_deliveries(tx, deliveries)
     answered = set(_all(settlement.polls_answered for settlement in settlements))
     await write_polls(tx, _all(settlement.polls for settlement in settlements), answered)
     if ended := sorted(_all(settlement.polls_ended for settlement in settlements)):
@@ -80,6 +86,7 @@ async def _write(tx: Tx, settlements: Sequence[Settlement], known: set[str]) -> 
         await tx.execute(CALL_TABLE.insert("ON CONFLICT (id) DO NOTHING"), CALL_TABLE.pack(calls, tx.shift))
     if durations := _all(settlement.durations for settlement in settlements):
         await tx.execute(_LEARN, pack([(one.provider, one.model, one.seconds) for one in durations]))
+    return with_events(deliveries, claimed, events)
 
 
 def _all(groups: Iterable[Iterable[T]]) -> list[T]:
@@ -168,8 +175,14 @@ class SettlingPart(Access):
         return await self.read(lambda tx: _load(tx, statement, provider), is_view=True)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        written, _ = await self.settle_and_claim(settlements)
+        return written
+
+    async def settle_and_claim(self, settlements: Sequence[Settlement]) -> Settled:
         weight = sum(len(notice.body) for settlement in settlements for notice in settlement.notices)
-        return await self.write(_settle, tuple(settlements), weight=weight + 2_000 * len(settlements))
+        return await self.write(
+            _settle, tuple(settlements), weight=weight + 2_000 * len(settlements), undo=lambda settled: take_back(settled[1])
+        )
 
     async def claim_overdeadline(self, now: datetime, limit: int) -> list[Family]:
         statement = "SELECT submission_id FROM jobs WHERE NOT is_final AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2"

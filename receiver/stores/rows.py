@@ -149,8 +149,11 @@ _decode_seconds = msgspec.json.Decoder(tuple[float, ...]).decode
 LEARNED_FROM = 100  # durations kept per provider and model
 
 
-def encode_event(event: Event, job_id: str | None) -> tuple[Any, ...]:
-    """id, job_id, at, depth, envelope."""
+EventRow = tuple[str, str | None, int, int, str]
+"""id, job_id, at, depth, envelope."""
+
+
+def encode_event(event: Event, job_id: str | None) -> EventRow:
     return event.id, job_id, to_micros(datetime.fromisoformat(event.time)), event.depth, json_text(event.envelope())
 
 

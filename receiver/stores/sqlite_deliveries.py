@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from receiver.model import Delivery, DeliveryState, Event, Stored
 from receiver.stores.listings import delivery_conditions
 from receiver.stores.rows import AMONG, DELIVERIES, decode_event, decode_outputs, encode_event, json_text
-from receiver.stores.sqlite_access import Access, Tx, forgettable, one_by_one
+from receiver.stores.sqlite_access import Access, Tx, Work, forgettable, one_by_one
 from receiver.stores.sqlite_statements import Insert
 from receiver.stores.terms import DeliveryFilter
 from receiver.times import to_micros
@@ -47,6 +47,11 @@ _NUMBERS = {field: f"?{number}" for number, field in enumerate(DELIVERIES.fields
 INSERT_DELIVERY = (
     f"INSERT INTO deliveries ({DELIVERIES.columns}, stage) VALUES ({', '.join(_NUMBERS.values())},"
     f" {re.sub('later[.]([a-z_]+)', lambda found: _NUMBERS[found[1]], _STAGE_OF_NEW)}) ON CONFLICT (id) DO NOTHING"
+)
+_INSERT_CLAIMED = Insert("deliveries", f"{DELIVERIES.columns}, claimed_by", "ON CONFLICT (id) DO NOTHING")
+_HOLD_CLAIMED = (
+    f"UPDATE deliveries AS later SET state = 'pending', attempts = 0, stage = {HELD}, claimed_by = NULL"
+    f" WHERE later.id {AMONG} AND {_IS_HELD} RETURNING id"
 )
 _FREE_FOLLOWERS = (
     f"UPDATE deliveries SET stage = {_STAGE_OF_FREED} WHERE rowid IN (SELECT later.rowid FROM json_each(?) AS ended"
@@ -79,6 +84,13 @@ _FINISH = (
 
 def insert_deliveries(db: sqlite3.Connection, deliveries: Iterable[Delivery]) -> None:
     db.executemany(INSERT_DELIVERY, map(DELIVERIES.encode, deliveries))
+
+
+def insert_claimed(tx: Tx, deliveries: Sequence[Delivery]) -> set[str]:
+    """Deliveries that this node has claimed from the start; gives the ids of those, without what is held back."""
+    _INSERT_CLAIMED.write(tx.db, [(*DELIVERIES.encode(delivery), tx.node) for delivery in deliveries])
+    ids = [delivery.id for delivery in deliveries]
+    return set(ids).difference(row_id for (row_id,) in tx.db.execute(_HOLD_CLAIMED, (json_text(ids),)))
 
 
 @forgettable
@@ -160,12 +172,17 @@ def _record_stored(tx: Tx, asked: tuple[str, int, Stored, datetime]) -> bool:
 
 
 @one_by_one
-def _release(tx: Tx, delivery_ids: Sequence[str]) -> None:
+def release(tx: Tx, delivery_ids: Sequence[str]) -> None:
     tx.db.execute(
         "UPDATE deliveries SET state = CASE WHEN attempts > 1 THEN 'retrying' ELSE 'pending' END, attempts = attempts - 1,"
         f" stage = {READY}, claimed_by = NULL WHERE state = 'running' AND claimed_by = ? AND id {AMONG}",
         (tx.node, json_text(delivery_ids)),
     )
+
+
+def take_back(claimed: Sequence[tuple[Delivery, Event]]) -> tuple[Work[Any, Any], Any]:
+    """What undoes a claim that nobody knows of."""
+    return release, [delivery.id for delivery, _ in claimed]
 
 
 @one_by_one
@@ -187,7 +204,7 @@ def _replay(tx: Tx, asked: tuple[DeliveryFilter, datetime, str | None]) -> int:
 
 class DeliveriesPart(Access):
     async def claim_deliveries(self, now: datetime, room: Mapping[str, int]) -> list[tuple[Delivery, Event]]:
-        return await self.write(_claim, (now, dict(room)), undo=lambda claimed: (_release, [delivery.id for delivery, _ in claimed]))
+        return await self.write(_claim, (now, dict(room)), undo=take_back)
 
     async def finish_deliveries(self, deliveries: Sequence[Delivery]) -> list[bool]:
         return await self.write(_finish, deliveries)
@@ -199,7 +216,7 @@ class DeliveriesPart(Access):
         return await self.write(_record_stored, (job_id, index, stored, at))
 
     async def release_deliveries(self, delivery_ids: Sequence[str]) -> None:
-        await self.write(_release, tuple(delivery_ids))
+        await self.write(release, tuple(delivery_ids))
 
     async def replay(self, filter: DeliveryFilter, now: datetime, delivery_id: str | None = None) -> int:
         return await self.write(_replay, (filter, now, delivery_id))

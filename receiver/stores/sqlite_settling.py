@@ -9,13 +9,15 @@ from datetime import datetime
 
 import msgspec
 
-from receiver.model import Family, Job, Poll, Submission
+from receiver.model import Delivery, DeliveryState, Family, Job, Poll, Submission
+from receiver.stores.claiming import Claimed, Settled, by_call, with_events
 from receiver.stores.merging import Standing, choose_current, merge
 from receiver.stores.rows import (
     AMONG,
     CALLS,
     JOB_KEEPS,
     JOBS,
+    EventRow,
     Rows,
     add_duration,
     decode_learned,
@@ -24,7 +26,7 @@ from receiver.stores.rows import (
     json_text,
 )
 from receiver.stores.sqlite_access import Access, Tx
-from receiver.stores.sqlite_deliveries import INSERT_EVENTS, insert_deliveries
+from receiver.stores.sqlite_deliveries import INSERT_EVENTS, insert_claimed, insert_deliveries, take_back
 from receiver.stores.sqlite_inbox import insert_notices, settle_notices
 from receiver.stores.sqlite_polls import load_polls, write_polls
 from receiver.stores.sqlite_statements import Update
@@ -59,27 +61,29 @@ _BY_REMOTE_ID = (
 _CONFIRM = "UPDATE notices SET outcome = CASE WHEN status IS ? THEN 'applied' ELSE 'refuted' END WHERE job_id = ? AND outcome = 'waiting'"
 
 
-def settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> list[list[bool]]:
+def settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> list[Settled]:
     ids = json_text([settlement.submission.id for settlements in calls for settlement in settlements])
     versions, rows = tx.db.execute(_READ, (ids,)).fetchone()
     answers, won = choose_current(calls, dict(_decode_versions(versions)))
+    claimed: dict[str, Claimed] = {}
     if won:
         jobs = _decode_rows(rows)
         standing = {job_id: Standing(sequence, decode_outputs(outputs)) for job_id, _, sequence, outputs in jobs}
-        _write(tx, merge(won, standing), {job_id: remote_id for job_id, remote_id, _, _ in jobs})
-    return answers
+        claimed = _write(tx, merge(won, standing), {job_id: remote_id for job_id, remote_id, _, _ in jobs})
+    return by_call(calls, answers, claimed)
 
 
-def _write(tx: Tx, settlements: list[Settlement], remote_ids: Mapping[str, str | None]) -> None:
-    """`remote_ids`: of all jobs that are there."""
+def _write(tx: Tx, settlements: list[Settlement], remote_ids: Mapping[str, str | None]) -> dict[str, Claimed]:
+    """`remote_ids`: of all jobs that are there. Gives what was claimed, by the delivery's id."""
     db = tx.db
     db.execute(_WRITE_SUBMISSIONS, (tx.node, json_text([_submission_row(settlement.submission) for settlement in settlements])))
     _resize(db, [settlement.submission for settlement in settlements if settlement.is_resized])
     jobs = [job for settlement in settlements for job in settlement.jobs]
     _write_jobs(db, jobs, remote_ids)
     _write_notices(db, settlements, {job.id for job in jobs})
-    INSERT_EVENTS.write(db, [encode_event(event, event.subject) for settlement in settlements for event in settlement.events])
-    insert_deliveries(db, [delivery for settlement in settlements for delivery in settlement.deliveries])
+    events = [encode_event(event, event.subject) for settlement in settlements for event in settlement.events]
+    INSERT_EVENTS.write(db, events)
+    claimed = _write_deliveries(tx, [delivery for settlement in settlements for delivery in settlement.deliveries], events)
     answered = {job_id for settlement in settlements for job_id in settlement.polls_answered}
     if polls := [poll for settlement in settlements for poll in settlement.polls]:
         write_polls(tx, polls, answered)
@@ -89,6 +93,13 @@ def _write(tx: Tx, settlements: list[Settlement], remote_ids: Mapping[str, str |
         db.executemany(f"INSERT INTO calls ({CALLS.columns}) VALUES ({CALLS.marks}) ON CONFLICT (id) DO NOTHING", calls)
     if durations := [duration for settlement in settlements for duration in settlement.durations]:
         _learn(db, durations)
+    return claimed
+
+
+def _write_deliveries(tx: Tx, deliveries: Sequence[Delivery], events: Sequence[EventRow]) -> dict[str, Claimed]:
+    insert_deliveries(tx.db, [delivery for delivery in deliveries if delivery.state is not DeliveryState.RUNNING])
+    running = [delivery for delivery in deliveries if delivery.state is DeliveryState.RUNNING]
+    return with_events(running, insert_claimed(tx, running), events) if running else {}
 
 
 def _write_notices(db: sqlite3.Connection, settlements: Sequence[Settlement], written: set[str]) -> None:
@@ -183,8 +194,14 @@ class SettlingPart(Access):
         )
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        written, _ = await self.settle_and_claim(settlements)
+        return written
+
+    async def settle_and_claim(self, settlements: Sequence[Settlement]) -> Settled:
         weight = sum(len(notice.body) for settlement in settlements for notice in settlement.notices)
-        return await self.write(settle, tuple(settlements), weight=weight + 2_000 * len(settlements))
+        return await self.write(
+            settle, tuple(settlements), weight=weight + 2_000 * len(settlements), undo=lambda settled: take_back(settled[1])
+        )
 
     async def claim_overdeadline(self, now: datetime, limit: int) -> list[Family]:
         return await self.read(

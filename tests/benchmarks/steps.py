@@ -164,6 +164,13 @@ def settle(store: Store, now: datetime, families: Iterator[Family]) -> dict[str,
     async def one() -> None:
         assert await store.settle([settle_one(next(families), now)]) == [True]
 
+    async def one_and_claim() -> Step:
+        settlement = settle_one(next(families), now)
+        (pending,) = settlement.deliveries
+        claiming = replace(settlement, deliveries=(replace(pending, state=DeliveryState.RUNNING, attempts=1),))
+        _, claimed = await store.settle_and_claim([claiming])
+        return lambda: store.release_deliveries([delivery.id for delivery, _ in claimed])
+
     async def keep() -> None:
         await asyncio.gather(*(store.keep_notice(make_notice(f"sub_{n}", at=now), BOUND) for n in range(64)))
 
@@ -175,7 +182,7 @@ def settle(store: Store, now: datetime, families: Iterator[Family]) -> dict[str,
         return lambda: store.reopen_notice(notice.id)
 
     # The one that is set aside is claimed with all others: before there are 64 more.
-    return {"settle": one, "set a notice aside": set_aside, "keep 64 notices": keep}
+    return {"settle": one, "settle and claim": one_and_claim, "set a notice aside": set_aside, "keep 64 notices": keep}
 
 
 def claim(store: Store, now: datetime) -> dict[str, Step]:

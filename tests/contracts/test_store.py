@@ -62,21 +62,33 @@ async def settle(store, family, **fields):
     return won
 
 
-async def put_event(store, job, type="job.succeeded", *, sequence=1, handlers=("archive",), at=NOW, **fields):
-    """An event with a delivery for each handler, through the settling road."""
+async def draft_event(store, job, type="job.succeeded", *, sequence=1, handlers=("archive",), at=NOW, **fields):
+    """A settlement that makes an event, with a delivery for each handler."""
     event = make_event(job, type, sequence=sequence, at=at)
     deliveries = tuple(make_delivery(event, handler, **fields) for handler in handlers)
     family = (await store.load_families([job.submission_id]))[job.submission_id]
     (current,) = [one for one in family.jobs if one.id == job.id]
-    settlement = Settlement(
+    return Settlement(
         submission=family.submission,
         version=family.submission.version,
         jobs=(replace(current, sequence=sequence),),
         events=(event,),
         deliveries=deliveries,
     )
+
+
+async def put_event(store, job, type="job.succeeded", **fields):
+    settlement = await draft_event(store, job, type, **fields)
     assert await store.settle([settlement]) == [True]
-    return event, deliveries
+    return settlement.events[0], settlement.deliveries
+
+
+async def put_and_claim(store, job, type="job.succeeded", **fields):
+    """The deliveries of the event, and what this node has claimed of them at once."""
+    settlement = await draft_event(store, job, type, state=DeliveryState.RUNNING, attempts=1, **fields)
+    written, claimed = await store.settle_and_claim([settlement])
+    assert written == [True]
+    return settlement.deliveries, claimed
 
 
 WORDS = (
@@ -715,6 +727,65 @@ class TestDeliveries:
         assert claimed == replace(delivery, state=DeliveryState.RUNNING, attempts=1)
         assert await claim_ids(store) == []
 
+    async def test_a_delivery_may_be_claimed_with_the_write_that_makes_it(self, open_store):
+        async with open_store() as a, open_store() as b:
+            job = await self.seed_job(a)
+            settlement = await draft_event(a, job, handlers=("archive", "log"), state=DeliveryState.RUNNING, attempts=1)
+            other = await draft_event(a, await self.seed_job(a))
+            assert await a.settle_and_claim([settlement, other]) == (
+                [True, True],
+                [(delivery, settlement.events[0]) for delivery in settlement.deliveries],
+            )
+            assert await claim_ids(b, archive=9, log=9) == [other.deliveries[0].id]
+            first, second = settlement.deliveries
+            assert not await self.finish(b, first.id)  # only who holds the claim
+            assert await self.finish(a, first.id)
+            await a.release_deliveries([second.id])
+            ((again, _),) = await b.claim_deliveries(NOW, {"log": 1})
+            assert (again.id, again.attempts) == (second.id, 1)
+
+    async def test_what_is_not_written_is_not_claimed(self, store):
+        job = await self.seed_job(store)
+        settlement = await draft_event(store, job, state=DeliveryState.RUNNING, attempts=1)
+        await put_event(store, job, handlers=())
+        assert await store.settle_and_claim([settlement]) == ([False], [])
+        assert await store.read_delivery(settlement.deliveries[0].id) is None
+
+    async def test_what_an_earlier_one_holds_back_is_not_claimed_with_its_write(self, store):
+        job = await self.seed_job(store)
+        (first,), _ = await put_and_claim(store, job, "job.queued", sequence=1)
+        (second, other), claimed = await put_and_claim(store, job, "job.stored", sequence=2, handlers=("archive", "log"))
+        assert [delivery.id for delivery, _ in claimed] == [other.id]
+        held = await store.read_delivery(second.id)
+        assert (held.state, held.attempts) == (DeliveryState.PENDING, 0)
+        await self.finish(store, first.id)
+        assert await claim_ids(store) == [second.id]
+
+    async def test_two_events_of_one_settlement_are_not_claimed_together(self, store):
+        job = await self.seed_job(store)
+        one = await draft_event(store, job, "job.queued", sequence=1, state=DeliveryState.RUNNING, attempts=1)
+        two = await draft_event(store, job, "job.stored", sequence=2, state=DeliveryState.RUNNING, attempts=1)
+        both = replace(two, events=one.events + two.events, deliveries=one.deliveries + two.deliveries)
+        _, claimed = await store.settle_and_claim([both])
+        assert claimed == [(one.deliveries[0], one.events[0])]
+        await self.finish(store, one.deliveries[0].id)
+        assert await claim_ids(store) == [two.deliveries[0].id]
+
+    async def test_what_is_claimed_with_its_write_stands_where_emitted_events_have_pushed_it(self, store):
+        job = await self.seed_job(store)
+        settlement = await draft_event(store, job, "job.stored", sequence=1, state=DeliveryState.RUNNING, attempts=1)
+        assert await store.emit(make_event(job, "acme.note", sequence=0), [])
+        _, ((claimed, event),) = await store.settle_and_claim([settlement])
+        assert (claimed.sequence, int(event.sequence)) == (2, 2)
+        assert await store.read_delivery(claimed.id) == claimed
+
+    async def test_a_dead_node_s_first_claims_are_free(self, open_store):
+        async with open_store() as a:
+            async with open_store() as b:
+                (delivery,), _ = await put_and_claim(b, await self.seed_job(b))
+            await a.bury_dead_nodes()
+            assert await claim_ids(a) == [delivery.id]
+
     async def test_two_nodes_never_claim_the_same_delivery(self, open_store):
         async with open_store() as a, open_store() as b:
             for _ in range(20):
@@ -878,6 +949,15 @@ class Outbox:
             for earlier in self.deliveries.values()
         )
 
+    def add(self, made):
+        """Which of them are claimed at once."""
+        self.deliveries |= {delivery.id: delivery for delivery in made}
+        running = [delivery for delivery in made if delivery.state is DeliveryState.RUNNING]
+        held = [delivery.id for delivery in running if self.is_held(delivery)]
+        for delivery_id in held:
+            self.change(delivery_id, state=DeliveryState.PENDING, attempts=0)
+        return [delivery.id for delivery in running if delivery.id not in held]
+
     def claim(self, now, room):
         due = [
             one
@@ -911,8 +991,11 @@ async def test_any_history_of_the_outbox_claims_by_the_rules(store, seed_number)
             which = random.randrange(2)
             sequences[which] += 1
             event_type = random.choice(("job.submitted", "job.processing", "job.succeeded", "job.stored"))
-            _, made = await put_event(store, families[which].jobs[0], event_type, sequence=sequences[which], handlers=handlers, at=now)
-            outbox.deliveries |= {delivery.id: delivery for delivery in made}
+            put = random.choice((put_event, put_and_claim))
+            made, claimed = await put(store, families[which].jobs[0], event_type, sequence=sequences[which], handlers=handlers, at=now)
+            if put is put_event:
+                made, claimed = claimed, []
+            assert [delivery.id for delivery, _ in claimed] == outbox.add(made)
         elif step == "claim":
             room = {handler: random.randrange(4) for handler in handlers}
             assert await claim_ids(store, now, **room) == outbox.claim(now, room)
@@ -1427,6 +1510,25 @@ class TestUpkeep:
             while len(claimed) < 20:
                 claimed += await store.claim_notices(20)
         assert len({notice.id for notice in claimed}) == 20
+
+    async def test_what_a_cancelled_caller_claimed_with_its_write_is_given_back(self, store):
+        families = [make_running_family() for _ in range(10)]
+        await seed(store, *families)
+        known = set()
+        for turn, family in enumerate(families):
+            settlement = await draft_event(store, family.jobs[0], state=DeliveryState.RUNNING, attempts=1)
+            task = asyncio.create_task(store.settle_and_claim([settlement]))
+            await asyncio.wait([task], timeout=turn / 1_000)  # some before the work, some during it, perhaps some after it
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                known |= {delivery.id for delivery, _ in task.result()[1]}
+        free: set[str] = set()
+        async with asyncio.timeout(10):  # until what was written and nobody knows of is free
+            while free | known != {delivery.id for delivery in (await store.read_deliveries(DeliveryFilter(), 10, None)).rows}:
+                free |= set(await claim_ids(store))
+        assert free
+        assert not free & known
 
 
 def make_key(number, **fields):

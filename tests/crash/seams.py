@@ -41,19 +41,19 @@ SEAMS = {
     "submit.claimed": Seam(f"{STORE}submissions:SubmissionsPart.claim_submissions", bool),
     "submit.marked": Seam(f"{STORE}submissions:SubmissionsPart.mark_sent", bool),
     "submit.answered": Seam("receiver.submitter:Submitter._decide", is_before=True),
-    "submit.settled": Seam(f"{STORE}settling:SettlingPart.settle", lambda seen: has_answer(seen.arguments[1])),
+    "submit.settled": Seam(f"{STORE}settling:SettlingPart.settle_and_claim", lambda seen: has_answer(seen.arguments[1])),
     # a callback
     "callback.begun": Seam(f"{STORE}inbox:InboxPart.keep_notice", is_before=True),
     "callback.kept": Seam(f"{STORE}inbox:InboxPart.keep_notice"),
     "notices.claimed": Seam(f"{STORE}inbox:InboxPart.claim_notices", bool),
     # a settlement: written and not committed, committed and not told
     "settle.uncommitted": Seam(f"{STORE}settling:settle", lambda seen: any(map(is_final, seen.arguments[1]))),
-    "settle.written": Seam(f"{STORE}settling:SettlingPart.settle", lambda seen: is_final(seen.arguments[1])),
+    "settle.written": Seam(f"{STORE}settling:SettlingPart.settle_and_claim", lambda seen: is_final(seen.arguments[1])),
     # a poll
     "poll.claimed": Seam(f"{STORE}polls:PollsPart.claim_polls", bool),
     "poll.answered": Seam("receiver.poller:Poller._decide", is_before=True),
     # a delivery
-    "delivery.claimed": Seam(f"{STORE}deliveries:DeliveriesPart.claim_deliveries", bool),
+    "delivery.claimed": Seam(f"{STORE}settling:SettlingPart.settle_and_claim", lambda seen: seen.result[1]),
     "delivery.handled": Seam("receiver.dispatcher:outcome_of"),
     "delivery.finished": Seam(f"{STORE}deliveries:DeliveriesPart.finish_deliveries"),
     # an output

@@ -148,10 +148,13 @@ class Town:
     async def running(self, provider: str, remote_id: str) -> Family:
         """The provider has taken it; it was not polled yet."""
         family = await self.submitted(provider)
+        await self.accept(family, remote_id)
+        return family
+
+    async def accept(self, family: Family, remote_id: str) -> None:
         now = self.stage.clock.now()
         accepted = lambda family: Decision(apply_accepted(family, [Update(remote_id=remote_id)], 1, now), Channel.SUBMIT)  # noqa: E731
         assert await self.stage.services.settling.settle({family.submission.id: accepted}, now)
-        return family
 
     async def read(self, family: Family) -> Family:
         return (await self.stage.store.load_families([family.submission.id]))[family.submission.id]
@@ -364,8 +367,10 @@ async def is_listed(place: Town, said: tuple[str, bytes], status: int) -> None:
 def test_a_poison_delivery_ends_as_a_dead_letter_and_holds_up_nobody(town):
     async def story(place: Town) -> None:
         stage = place.stage
-        sick, well = await place.running("elkapi", place.name()), await place.running("elkapi", place.name())
+        sick, well = await place.submitted("elkapi"), await place.submitted("elkapi")
         place.poisonous.add(sick.jobs[0].id)
+        for family in (sick, well):
+            await place.accept(family, place.name())
         for _ in range(3):
             await place.run("dispatch")
             stage.clock.advance(timedelta(seconds=10))
