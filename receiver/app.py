@@ -153,7 +153,7 @@ class House:
         self._probe = Probe(config.server, tokens, clients.provider, store, accounts, herald, clock)
         self._dispatcher = Dispatcher(store, config.handlers, clock, counters, masker, outputs, self._waker("dispatch"), tracing)
         settling = Settling(store, accounts, config.handlers, counters, tokens, masker, self._pushes, self._dispatcher, tracing)
-        self._settler = Settler(settling, clock)
+        self._settler = Settler(settling, clock, self._waker("settle"))
         self._submitter = Submitter(settling, clients.provider, self._limiter, clock, self._callback_url, self._waker("submit"))
         self._poller = Poller(settling, clients.provider, self._limiter, clock, self._waker("poll"))
         self._streams = Streams(settling, clients.provider, clock)
@@ -177,7 +177,7 @@ class House:
                 accounts,
                 plan.specs,
                 config.server.max_body_bytes,
-                self._waker("settle"),
+                self._settler,
             ),
             settling=settling,
             outputs=outputs,

@@ -6,10 +6,12 @@ import gzip
 import io
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Protocol
 
 import structlog
+from msgspec.structs import replace
 
 from receiver.clock import Clock
 from receiver.counters import Counters
@@ -23,13 +25,29 @@ from receiver.providers.account import Account
 from receiver.providers.signatures import Keys, Presented, make_keys, prove
 from receiver.providers.spec import Spec
 from receiver.stores.base import Store
-from receiver.stores.terms import NoticeBound
+from receiver.stores.terms import NOT_KEPT, Kept, NoticeBound
 from receiver.tokens import Tokens
 
 KEPT_HEADERS = ("content-type", "content-encoding", "user-agent", "x-hoox-webhook")
 BOUND = NoticeBound()
 TELL_EVERY = timedelta(minutes=1)  # in the log, why signatures of a provider are refused
 log = structlog.get_logger("receiver.inbox")
+
+
+class Taker(Protocol):
+    """Settles in this process, perhaps."""
+
+    def reserve(self, size: int) -> bool:
+        """Whether a callback with so many bytes may be claimed with the write that keeps it; then `take` has to follow."""
+        ...
+
+    def take(self, notice: Notice, *, is_claimed: bool) -> None:
+        """Settle it, or give its place back."""
+        ...
+
+    def leave(self) -> None:
+        """One was kept that is not claimed."""
+        ...
 
 
 class Inbox:
@@ -46,11 +64,11 @@ class Inbox:
         accounts: Mapping[str, Account],
         specs: Mapping[str, Spec],
         max_body_bytes: int,
-        wake_settler: Callable[[], None],
+        settler: Taker,
     ) -> None:
         self._store, self._tokens, self._clock, self._counters, self._masker = store, tokens, clock, counters, masker
         self._jwks, self._accounts, self._specs = jwks, accounts, specs
-        self.max_body_bytes, self._wake_settler = max_body_bytes, wake_settler
+        self.max_body_bytes, self._settler = max_body_bytes, settler
         self._keys = {
             name: make_keys(account.signature, account.callback_secrets)
             for name, account in accounts.items()
@@ -138,12 +156,25 @@ class Inbox:
         )
         if submission_id is None:
             self._take_in(provider, len(notice.body), now)
-        if not await self._store.keep_notice(notice, BOUND):
+        if not await self._write(notice):
             self._counters.add(f"provider:{provider}", "callbacks_over_bound")
             raise TooMany("This submission has left too many callbacks.", retry_after=3600)
         self._counters.add(f"provider:{provider}", "callbacks_accepted")
-        self._wake_settler()
         return notice
+
+    async def _write(self, notice: Notice) -> bool:
+        if not self._settler.reserve(len(notice.body)):
+            kept = Kept(await self._store.keep_notice(notice, BOUND))
+        else:
+            kept = NOT_KEPT
+            claiming = replace(notice, tries=1)
+            try:
+                kept = await self._store.keep_and_claim(claiming, BOUND)
+            finally:
+                self._settler.take(claiming, is_claimed=kept.is_claimed)
+        if kept.is_kept and not kept.is_claimed:
+            self._settler.leave()
+        return kept.is_kept
 
     def _take_in(self, provider: str, size: int, now: datetime) -> None:
         wait = self._inflow.take(provider, size, now)

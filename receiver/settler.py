@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 
@@ -26,20 +26,58 @@ from receiver.stores.terms import NoticeBound, NoticeFilter, NoticeOutcome
 from receiver.tracing import Span
 
 BATCH = 200
+MOST_BYTES = 8 * 1024 * 1024  # of callbacks that were claimed with the write that keeps them, and are not begun
 NOT_CONFIGURED = "the provider is not in the configuration"
 NEEDS_POLL = frozenset({Outcome.UNREADABLE, Outcome.MISMATCHED, Outcome.WAITING})
 log = structlog.get_logger("receiver.settler")
 
 
 class Settler:
-    """Settles callbacks that the inbox kept. While some are written the next ones are claimed: with SQLite by the same transaction."""
+    """Settles callbacks that the inbox kept. While some are written the next ones are claimed: with SQLite by the same transaction.
 
-    def __init__(self, settling: Settling, clock: Clock) -> None:
-        self._settling, self._store, self._clock = settling, settling.store, clock
+    Callbacks that come while nobody else waits are claimed with the write that keeps them, and handed over here (`reserve`, `take`).
+    """
+
+    def __init__(self, settling: Settling, clock: Clock, wake: Callable[[], None]) -> None:
+        self._settling, self._store, self._clock, self._wake = settling, settling.store, clock, wake
         self._log = log.bind()  # once: the lazy one binds itself anew for every line, told or not
         self._is_first_pass = True
         self._claiming: asyncio.Task[list[Notice]] | None = None
         self._claimed: list[Notice] = []
+        self._taken: list[Notice] = []
+        self._room, self._room_bytes = BATCH, MOST_BYTES
+        self._is_behind = True  # who comes now waits behind others
+        self._left = 0  # how often one was kept that nobody has claimed
+        self._is_stopping = False
+
+    # From the inbox
+
+    def reserve(self, size: int) -> bool:
+        """Whether a callback that is to be kept may be claimed with that; then `take` has to follow."""
+        if self._is_behind or self._room == 0 or self._room_bytes < size:
+            return False
+        self._room, self._room_bytes = self._room - 1, self._room_bytes - size
+        return True
+
+    def take(self, notice: Notice, *, is_claimed: bool) -> None:
+        """Settle it; or give back its place."""
+        if is_claimed:
+            self._taken.append(notice)
+            self._wake()
+        else:
+            self._give_back([notice])
+
+    def leave(self) -> None:
+        """One was kept and is not claimed: whatever comes after it waits, too."""
+        self._left += 1
+        self._is_behind = True
+        self._wake()
+
+    def _give_back(self, notices: Sequence[Notice]) -> None:
+        self._room += len(notices)
+        self._room_bytes += sum(len(notice.body) for notice in notices)
+
+    # The pass
 
     async def run_pass(self, now: datetime) -> bool:
         if self._is_first_pass:  # a process may have died between writing an id and looking who waits for it
@@ -48,29 +86,48 @@ class Settler:
                     await self._store.reopen_orphans(account.name)
                 await self._reopen_kept(account.name)
             self._is_first_pass = False
-        notices = self._claimed or await self._store.claim_notices(BATCH)
-        self._claimed = []
+        notices = await self._next()
         if not notices:
             return False
         await self._settle_all(notices)
         if self._claiming is not None:
             claiming, self._claiming = self._claiming, None
             self._claimed = await claiming
-        has_more = len(notices) == BATCH or any(notice.tries > 1 for notice in notices)  # what is tried again comes one by one
-        return has_more or bool(self._claimed)
+        has_more = len(notices) >= BATCH or any(notice.tries > 1 for notice in notices)  # what is tried again comes one by one
+        return has_more or bool(self._claimed or self._taken)
+
+    async def _next(self) -> list[Notice]:
+        if self._claimed:
+            claimed, self._claimed = self._claimed, []
+            return claimed
+        return self._take_all() if self._taken else await self._claim()
+
+    def _take_all(self) -> list[Notice]:
+        taken, self._taken = self._taken, []
+        self._give_back(taken)
+        return taken
+
+    async def _claim(self) -> list[Notice]:
+        """What waits; behind what is here already, because that came first."""
+        left = self._left
+        claimed = await self._store.claim_notices(BATCH)
+        is_again = any(notice.tries > 1 for notice in claimed)  # then it is one, and stays alone
+        self._is_behind = self._is_stopping or is_again or len(claimed) == BATCH or self._left > left
+        return claimed if is_again or not claimed else [*self._take_all(), *claimed]
 
     def _claim_ahead(self) -> None:
         if self._claiming is None:
-            self._claiming = asyncio.create_task(self._store.claim_notices(BATCH), name="claim ahead")
+            self._claiming = asyncio.create_task(self._claim(), name="claim ahead")
 
     async def finish(self) -> None:
         """Give back what was claimed ahead; after the last pass."""
+        self._is_stopping = self._is_behind = True
         if self._claiming is not None:
             await end(self._claiming)  # the store takes back what it claims for nobody
             if not self._claiming.cancelled() and self._claiming.exception() is None:
                 self._claimed += self._claiming.result()
             self._claiming = None
-        claimed, self._claimed = self._claimed, []
+        claimed, self._claimed, self._taken = self._claimed + self._taken, [], []
         if claimed:
             with suppress(Unavailable):  # whoever starts next frees them
                 await self._store.release_notices([notice.id for notice in claimed])

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from receiver.clock import SystemClock
 from receiver.errors import ConfigError, Conflict, StoreUnavailable
 from receiver.model import DeliveryState, JobError, Outcome, Status
-from receiver.stores import open_store, postgres_nodes
+from receiver.stores import open_store, postgres_access, postgres_nodes
 from receiver.stores.postgres_changes import CHANNEL, TELL_EVERY
 from receiver.stores.postgres_outbox import insert_events
 from receiver.stores.rows import encode_event
@@ -574,6 +574,31 @@ class TestPoolers:
             with pytest.raises(StoreUnavailable):
                 await store.claim_polls(NOW, 9, ["elkapi"])
             assert [one for one, _ in await store.claim_polls(NOW, 9, ["elkapi"])] == [poll]
+
+    async def test_what_was_kept_as_our_own_when_the_answer_was_lost_on_the_way_back_is_given_back(self, url):
+        async with open_pooler(url) as pooler, open_store(pooler.url) as store:
+            pooler.lose_commit_of = b"INSERT INTO notices"
+            with pytest.raises(StoreUnavailable):
+                await store.keep_and_claim(make_notice("sub_1", tries=1), BOUND)
+            assert await store.keep_notice(make_notice("sub_2"), BOUND)
+            assert [notice.submission_id for notice in await store.claim_notices(9)] == ["sub_1", "sub_2"]
+
+    async def test_a_lone_statement_whose_answer_is_lost_is_taken_back_by_the_next_one(self, url, monkeypatch):
+        async with open_store(url) as store:
+            do = postgres_access._do
+
+            async def lose(tx, pieces):
+                monkeypatch.setattr(postgres_access, "_do", do)
+                await do(tx, pieces)
+                raise ConnectionResetError("the server went away")
+
+            monkeypatch.setattr(postgres_access, "_do", lose)
+            with pytest.raises(StoreUnavailable):
+                await store.keep_and_claim(make_notice("sub_1", tries=1), BOUND)
+            assert await store.claim_notices(9) == []
+            assert await store.keep_notice(make_notice("sub_2"), BOUND)
+            claimed = await store.claim_notices(9)
+            assert [(notice.submission_id, notice.tries) for notice in claimed] == [("sub_1", 1), ("sub_2", 1)]
 
     async def test_what_was_claimed_with_a_write_whose_commit_was_lost_on_the_way_back_is_given_back(self, url):
         async with open_pooler(url) as pooler, open_store(pooler.url) as store:

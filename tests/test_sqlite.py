@@ -549,6 +549,14 @@ class TestSyncing:
             await store.check_writable()
             assert len(await store.claim_notices(1)) == 1
 
+    async def test_what_was_kept_as_our_own_when_the_disk_refused_is_free(self, url, disk):
+        async with open_store(url) as store:
+            disk.refusals = 1
+            with pytest.raises(StoreUnavailable):
+                await store.keep_and_claim(make_notice("sub_1", tries=1), BOUND)
+            await store.check_writable()
+            assert len(await store.claim_notices(1)) == 1
+
     async def test_what_was_claimed_with_a_write_that_the_disk_refused_is_free(self, url, disk):
         async with open_store(url) as store:
             family = make_running_family()

@@ -21,6 +21,7 @@ from receiver.stores.terms import (
     CostSum,
     DeliveryFilter,
     JobFilter,
+    Kept,
     Learned,
     NoticeBound,
     NoticeFilter,
@@ -66,6 +67,11 @@ class Inbox(Protocol):
     async def keep_notice(self, notice: Notice, bound: NoticeBound) -> bool:
         """Keep a notice on disk. False, and nothing kept, when its submission already left as many as the bound allows.
         Whether the submission exists is not looked at."""
+        ...
+
+    async def keep_and_claim(self, notice: Notice, bound: NoticeBound) -> Kept:
+        """As `keep_notice`, of a notice that comes with one try: it is this node's own claim from the start, except where another node
+        is at a notice of the same submission."""
         ...
 
     async def claim_notices(self, limit: int, max_tries: int = 5) -> list[Notice]:

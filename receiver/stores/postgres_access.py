@@ -106,7 +106,7 @@ class Work(Generic[A, R]):
 def work(
     lane: str, *, turn: int = 0, is_quiet: bool = False, is_single: bool = False
 ) -> Callable[[Callable[[Tx, Sequence[A]], Awaitable[Sequence[R | ReceiverError]]]], Work[A, R]]:
-    """`is_single`: it is one statement, which is a transaction by itself."""
+    """`is_single`: it is one statement, which is a transaction by itself; what takes it back needs no answer."""
     return lambda do: Work(do, lane, (turn, do.__name__), is_quiet, is_single)
 
 
@@ -238,13 +238,20 @@ class Access:
     async def _run_once(self, lane: _Lane, pieces: Sequence[_Piece[Any, Any]]) -> list[Any]:
         async with self.session() as connection:
             tx = Tx(connection, self.node, self.clock.shift)
-            if all(piece.work.is_single for piece in pieces) and not self._is_pooled:
-                answers = await _do(tx, pieces)
+            if all(piece.work.is_single for piece in pieces) and not (self._is_pooled or lane.doubtful):
+                answers = await self._do_single(lane, tx, pieces)
             else:
                 answers = await self._transact(lane, connection, tx, pieces)
         if tx.has_changed and not all(piece.work.is_quiet for piece in pieces):
             self.committed()
         return answers
+
+    async def _do_single(self, lane: _Lane, tx: Tx, pieces: Sequence[_Piece[Any, Any]]) -> list[Any]:
+        try:
+            return await _do(tx, pieces)
+        except Exception:  # it may have been done all the same
+            lane.doubtful += [_Piece(*piece.undo(None)) for piece in pieces if piece.undo is not None]
+            raise
 
     async def _transact(self, lane: _Lane, connection: Any, tx: Tx, pieces: Sequence[_Piece[Any, Any]]) -> list[Any]:
         await connection.execute(lane.begin)

@@ -11,23 +11,31 @@ from receiver.stores.claiming import choose_notices
 from receiver.stores.postgres_access import Access, Tx, each, work
 from receiver.stores.postgres_rows import NOTICE_TABLE, pack, source
 from receiver.stores.rows import BODY
-from receiver.stores.terms import NoticeBound, NoticeOutcome
+from receiver.stores.terms import NOT_KEPT, Kept, NoticeBound, NoticeOutcome
 
 CLAIMING = 4711_0002  # the advisory lock under which notices are claimed
 
 _N = NOTICE_TABLE.width
+_KEPT_COLUMNS = ", ".join(
+    "CASE WHEN claims AND claimed_by IS NULL THEN 0 ELSE tries END" if field == "tries" else field for field in NOTICE_TABLE.rows.fields
+)
 # Of `kept`, rows with an arrival of their own; what is there already stays as it is. IS TRUE: as a join with what was written, which the
 # planner takes for a row or two, each of a batch is compared with each.
 _WRITE = (
-    f" written AS (INSERT INTO notices (arrival, {NOTICE_TABLE.columns}) OVERRIDING SYSTEM VALUE"
-    f" SELECT arrival, {NOTICE_TABLE.columns} FROM kept ORDER BY nth ON CONFLICT (id) DO NOTHING RETURNING arrival),"
+    f" written AS (INSERT INTO notices (arrival, {NOTICE_TABLE.columns}, claimed_by) OVERRIDING SYSTEM VALUE"
+    f" SELECT arrival, {_KEPT_COLUMNS}, claimed_by FROM kept ORDER BY nth ON CONFLICT (id) DO NOTHING RETURNING arrival, claimed_by),"
     " said AS (INSERT INTO bodies (arrival, body) SELECT arrival, body FROM kept"
     " WHERE body <> '' AND (arrival IN (SELECT arrival FROM written)) IS TRUE ON CONFLICT (arrival) DO NOTHING)"
 )
 _ARRIVAL = "nextval('notices_arrival_seq') AS arrival"
-_BOUNDED = f"{NOTICE_TABLE.typed}, room bigint, room_bytes bigint"
+_BOUNDED = f"{NOTICE_TABLE.typed}, room bigint, room_bytes bigint, claims boolean"
+# Who holds the submission at this moment is seen, not who is just about to: then two nodes may be at it, and one of them decides again.
+_CLAIMANT = (
+    "CASE WHEN new.claims AND (SELECT true FROM notices AS other WHERE other.submission_id = new.submission_id"
+    " AND other.outcome IS NULL AND other.claimed_by IS NOT NULL AND other.claimed_by <> $3 LIMIT 1) IS NULL THEN $3 END AS claimed_by"
+)
 _KEEP = (
-    f"WITH kept AS MATERIALIZED (SELECT new.*, {_ARRIVAL} FROM {source(_BOUNDED, has_bodies=True)}"
+    f"WITH kept AS MATERIALIZED (SELECT new.*, {_CLAIMANT}, {_ARRIVAL} FROM {source(_BOUNDED, has_bodies=True)}"
     # a look for each: as a plain join a young table is read whole, again with every batch
     " LEFT JOIN LATERAL (SELECT callbacks, bytes FROM inboxes WHERE inboxes.submission_id = new.submission_id LIMIT 1) AS inbox ON true"
     " WHERE submission_id IS NULL"
@@ -37,12 +45,13 @@ _KEEP = (
     " SELECT submission_id, count(*), sum(octet_length(body)) FROM kept WHERE submission_id IS NOT NULL"
     " GROUP BY submission_id ORDER BY submission_id"
     " ON CONFLICT (submission_id) DO UPDATE SET callbacks = inboxes.callbacks + excluded.callbacks, bytes = inboxes.bytes + excluded.bytes)"
-    " SELECT nth FROM kept"
+    " SELECT nth, (arrival IN (SELECT arrival FROM written WHERE claimed_by IS NOT NULL)) IS TRUE FROM kept"
 )
 
 # New ones with their bodies.
 _INSERT = (
-    f"WITH kept AS MATERIALIZED (SELECT new.*, {_ARRIVAL} FROM {source(NOTICE_TABLE.typed, has_bodies=True)}),{_WRITE} SELECT FROM written"
+    f"WITH kept AS MATERIALIZED (SELECT new.*, false AS claims, NULL::text AS claimed_by, {_ARRIVAL}"
+    f" FROM {source(NOTICE_TABLE.typed, has_bodies=True)}),{_WRITE} SELECT FROM written"
 )
 
 # A batch in one statement.
@@ -78,18 +87,20 @@ def pack_outcomes(outcomes: Sequence[NoticeOutcome]) -> str:
 
 
 @work("intake", is_single=True)
-async def _keep(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound]]) -> list[bool]:
+async def _keep(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound, bool]]) -> list[Kept]:
     """The bound is approximate by what comes at the very same time: no callback waits for another."""
     sums: dict[str | None, tuple[int, int]] = {}
     bounds = []
-    for notice, bound in asked:
+    for notice, bound, claims in asked:
         callbacks, size = sums.get(notice.submission_id, (0, 0))
         callbacks, size = sums[notice.submission_id] = callbacks + 1, size + len(notice.body)
-        bounds.append((bound.callbacks - callbacks, bound.bytes - size))  # what may be there already
-    notices = NOTICE_TABLE.encode([notice for notice, _ in asked], tx.shift)
+        bounds.append((bound.callbacks - callbacks, bound.bytes - size, claims))  # what may be there already
+    notices = NOTICE_TABLE.encode([notice for notice, _, _ in asked], tx.shift)
     rows = pack([(*notice, *bound) for notice, bound in zip(notices, bounds, strict=True)])
-    kept = {row[0] for row in await tx.change(_KEEP, rows, [notice.body for notice, _ in asked])}
-    return [nth in kept for nth in range(1, len(asked) + 1)]
+    kept = {
+        nth: Kept(True, is_claimed) for nth, is_claimed in await tx.change(_KEEP, rows, [notice.body for notice, _, _ in asked], tx.node)
+    }
+    return [kept.get(nth, NOT_KEPT) for nth in range(1, len(asked) + 1)]
 
 
 @each("claiming")
@@ -98,8 +109,9 @@ async def _claim(tx: Tx, asked: tuple[int, int]) -> list[Notice]:
     limit, max_tries = asked
     await tx.look("SELECT pg_advisory_xact_lock($1)", CLAIMING)
     found = await tx.look(
-        "SELECT arrival, tries FROM notices AS notice WHERE outcome IS NULL AND claimed_by IS NULL AND NOT EXISTS (SELECT 1 FROM notices"
-        " WHERE submission_id = notice.submission_id AND outcome IS NULL AND claimed_by IS NOT NULL AND claimed_by <> $1)"
+        "SELECT arrival, tries FROM notices AS notice WHERE outcome IS NULL AND claimed_by IS NULL"
+        " AND (SELECT true FROM notices WHERE submission_id = notice.submission_id"  # with its limit it is a look for each
+        " AND outcome IS NULL AND claimed_by IS NOT NULL AND claimed_by <> $1 LIMIT 1) IS NULL"
         " ORDER BY arrival LIMIT $2 FOR UPDATE SKIP LOCKED",
         tx.node,
         limit,
@@ -159,7 +171,11 @@ async def _reopen_orphans(tx: Tx, asked: tuple[str, Sequence[str] | None]) -> in
 
 class InboxPart(Access):
     async def keep_notice(self, notice: Notice, bound: NoticeBound) -> bool:
-        return await self.write(_keep, (notice, bound), weight=1_000 + len(notice.body))
+        kept = await self.write(_keep, (notice, bound, False), weight=1_000 + len(notice.body))
+        return kept.is_kept
+
+    async def keep_and_claim(self, notice: Notice, bound: NoticeBound) -> Kept:
+        return await self.write(_keep, (notice, bound, True), weight=1_000 + len(notice.body), undo=lambda _: (_unclaim, [notice.id]))
 
     async def claim_notices(self, limit: int, max_tries: int = 5) -> list[Notice]:
         if not await self.read(lambda tx: tx.look("SELECT 1 FROM notices WHERE outcome IS NULL AND claimed_by IS NULL LIMIT 1")):

@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from receiver.model import Notice
 from receiver.stores.claiming import choose_notices
 from receiver.stores.rows import AMONG, BODY, NOTICES, json_text
 from receiver.stores.sqlite_access import Access, Tx, forgettable, one_by_one
 from receiver.stores.sqlite_statements import Insert, Update
-from receiver.stores.terms import NoticeBound, NoticeOutcome
+from receiver.stores.terms import Kept, NoticeBound, NoticeOutcome
 
-_INSERT_NOTICES = Insert("notices", f"arrival, {NOTICES.columns}", "")
+_INSERT_NOTICES = Insert("notices", f"arrival, {NOTICES.columns}, claimed_by", "")
 _INSERT_BODIES = Insert("bodies", "arrival, body", "")
 _LAST_AND_KNOWN = f"SELECT (SELECT ifnull(max(arrival), 0) FROM notices), (SELECT json_group_array(id) FROM notices WHERE id {AMONG})"
 _SETTLE_NOTICES = Update(
@@ -42,15 +44,23 @@ def settle_notices(db: sqlite3.Connection, outcomes: Sequence[NoticeOutcome], on
     )
 
 
-def insert_notices(db: sqlite3.Connection, notices: Sequence[Notice]) -> None:
-    """In this order, and with their bodies; one that is there already stays as it is."""
+_HELD_ELSEWHERE = (
+    f"SELECT submission_id FROM notices WHERE submission_id {AMONG} AND outcome IS NULL AND claimed_by IS NOT NULL AND claimed_by <> ?"
+)
+
+
+def insert_notices(db: sqlite3.Connection, notices: Sequence[Notice], nodes: Mapping[str, str] = MappingProxyType({})) -> set[str]:
+    """In this order, and with their bodies; one that is there already stays as it is. `nodes`: by notice, which one has claimed it.
+    Gives the ids of the new ones."""
     if not notices:
-        return
+        return set()
     last, found = db.execute(_LAST_AND_KNOWN, (json_text([notice.id for notice in notices]),)).fetchone()
     known = set(msgspec.json.decode(found))
-    new = list(enumerate({notice.id: notice for notice in notices if notice.id not in known}.values(), last + 1))
-    _INSERT_NOTICES.write(db, [(arrival, *NOTICES.encode(notice)) for arrival, notice in new])
-    _INSERT_BODIES.write(db, [(arrival, notice.body) for arrival, notice in new if notice.body])
+    new = {notice.id: notice for notice in notices if notice.id not in known}
+    arrivals = list(enumerate(new.values(), last + 1))
+    _INSERT_NOTICES.write(db, [(arrival, *NOTICES.encode(notice), nodes.get(notice.id)) for arrival, notice in arrivals])
+    _INSERT_BODIES.write(db, [(arrival, notice.body) for arrival, notice in arrivals if notice.body])
+    return set(new)
 
 
 def decode_notice(row: Sequence[Any]) -> Notice:
@@ -58,11 +68,13 @@ def decode_notice(row: Sequence[Any]) -> Notice:
     return NOTICES.decode(row, body=row[len(NOTICES.fields)] or b"")
 
 
-def keep_notices(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound]]) -> list[bool]:
-    kept = _read_inboxes(tx.db, {notice.submission_id for notice, _ in asked if notice.submission_id is not None})
+def keep_notices(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound, bool]]) -> list[Kept]:
+    """The third tells whether it is claimed, where no other node is at its submission."""
+    elsewhere = _read_held_elsewhere(tx, {notice.submission_id for notice, _, claims in asked if claims})
+    kept = _read_inboxes(tx.db, {notice.submission_id for notice, _, _ in asked if notice.submission_id is not None})
     changed: set[str] = set()
-    keep, answers = [], []
-    for notice, bound in asked:
+    keep, answers, nodes = [], [], {}
+    for notice, bound, claims in asked:
         has_room = True
         if notice.submission_id is not None:
             callbacks, size = kept.get(notice.submission_id, (0, 0))
@@ -70,16 +82,24 @@ def keep_notices(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound]]) -> list[bo
             if has_room := callbacks <= bound.callbacks and size <= bound.bytes:
                 kept[notice.submission_id] = callbacks, size
                 changed.add(notice.submission_id)
+        is_claimed = has_room and claims and notice.submission_id not in elsewhere
         if has_room:
-            keep.append(notice)
+            keep.append(notice if is_claimed or not claims else replace(notice, tries=0))
+        if is_claimed:
+            nodes[notice.id] = tx.node
         answers.append(has_room)
-    insert_notices(tx.db, keep)
+    mine = insert_notices(tx.db, keep, nodes).intersection(nodes)
     tx.db.execute(
         "INSERT OR REPLACE INTO inboxes (submission_id, callbacks, bytes)"
         " SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?)",
         (json_text([(one, *kept[one]) for one in sorted(changed)]),),
     )
-    return answers
+    return [Kept(has_room, notice.id in mine) for (notice, _, _), has_room in zip(asked, answers, strict=True)]
+
+
+def _read_held_elsewhere(tx: Tx, submission_ids: set[str | None]) -> set[str]:
+    found = tx.db.execute(_HELD_ELSEWHERE, (json_text(list(submission_ids)), tx.node)) if submission_ids else ()
+    return {submission_id for (submission_id,) in found}
 
 
 def _read_inboxes(db: sqlite3.Connection, submission_ids: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -150,7 +170,12 @@ def _reopen_orphans(tx: Tx, asked: tuple[str, Sequence[str] | None]) -> int:
 
 class InboxPart(Access):
     async def keep_notice(self, notice: Notice, bound: NoticeBound) -> bool:
-        return await self.write(keep_notices, (notice, bound), weight=1_000 + len(notice.body))
+        kept = await self.write(keep_notices, (notice, bound, False), weight=1_000 + len(notice.body))
+        return kept.is_kept
+
+    async def keep_and_claim(self, notice: Notice, bound: NoticeBound) -> Kept:
+        weight = 1_000 + len(notice.body)
+        return await self.write(keep_notices, (notice, bound, True), weight=weight, undo=lambda _: (_release, [notice.id]))
 
     async def claim_notices(self, limit: int, max_tries: int = 5) -> list[Notice]:
         return await self.write(_claim, (limit, max_tries), undo=lambda notices: (_release, [notice.id for notice in notices]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -138,6 +138,16 @@ class TimelineEntry(msgspec.Struct, frozen=True):
     at: datetime
     row: Call | Notice | Event | Delivery
     is_truncated: bool = False  # a notice whose body is not there whole
+
+
+class Kept(NamedTuple):
+    """What became of a notice that came."""
+
+    is_kept: bool
+    is_claimed: bool = False
+
+
+NOT_KEPT = Kept(False)
 
 
 class NoticeBound(msgspec.Struct, frozen=True, kw_only=True):

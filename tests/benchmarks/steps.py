@@ -174,6 +174,11 @@ def settle(store: Store, now: datetime, families: Iterator[Family]) -> dict[str,
     async def keep() -> None:
         await asyncio.gather(*(store.keep_notice(make_notice(f"sub_{n}", at=now), BOUND) for n in range(64)))
 
+    async def keep_and_claim() -> Step:
+        notices = [replace(make_notice(f"sub_{n}", at=now), tries=1) for n in range(64)]
+        await asyncio.gather(*(store.keep_and_claim(notice, BOUND) for notice in notices))
+        return lambda: store.release_notices([notice.id for notice in notices])
+
     async def set_aside() -> Step:
         notice = make_notice(None, at=now)
         await store.keep_notice(notice, BOUND)
@@ -182,7 +187,13 @@ def settle(store: Store, now: datetime, families: Iterator[Family]) -> dict[str,
         return lambda: store.reopen_notice(notice.id)
 
     # The one that is set aside is claimed with all others: before there are 64 more.
-    return {"settle": one, "settle and claim": one_and_claim, "set a notice aside": set_aside, "keep 64 notices": keep}
+    return {
+        "settle": one,
+        "settle and claim": one_and_claim,
+        "set a notice aside": set_aside,
+        "keep 64 notices": keep,
+        "keep and claim 64 notices": keep_and_claim,
+    }
 
 
 def claim(store: Store, now: datetime) -> dict[str, Step]:

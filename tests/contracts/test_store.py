@@ -309,6 +309,46 @@ class TestInbox:
             await a.set_aside_notices([NoticeOutcome(id=first.id, outcome=Outcome.ORPHAN)])
             assert [notice.id for notice in await b.claim_notices(10)] == [second.id]
 
+    async def test_a_notice_may_be_claimed_with_the_write_that_keeps_it(self, open_store):
+        async with open_store() as a, open_store() as b:
+            notice, unclaimed = make_notice("sub_1", tries=1, body=b"x"), make_notice("sub_2")
+            assert await asyncio.gather(a.keep_and_claim(notice, BOUND), a.keep_notice(unclaimed, BOUND)) == [(True, True), True]
+            assert await a.read_notice(notice.id) == notice
+            assert [one.id for one in await b.claim_notices(10)] == [unclaimed.id]
+            await b.set_aside_notices([NoticeOutcome(id=notice.id, outcome=Outcome.ORPHAN)])  # only who holds the claim
+            await a.release_notices([notice.id])
+            assert await b.claim_notices(10) == [notice]
+
+    async def test_a_notice_that_is_not_kept_or_was_kept_before_is_not_claimed(self, store):
+        notice, bound = make_notice("sub_1", tries=1), NoticeBound(callbacks=1)
+        assert await store.keep_notice(replace(notice, tries=0), bound)
+        assert await store.keep_and_claim(make_notice("sub_1", tries=1), bound) == (False, False)
+        assert await store.keep_and_claim(notice, BOUND) == (True, False)
+        assert await store.claim_notices(10) == [notice]
+
+    async def test_a_notice_of_a_submission_that_another_node_is_at_is_kept_for_that_one(self, open_store):
+        async with open_store() as a, open_store() as b:
+            first, second, other = (make_notice(name, tries=1) for name in ("sub_1", "sub_1", "sub_2"))
+            assert await a.keep_and_claim(first, BOUND) == (True, True)
+            assert await asyncio.gather(*(b.keep_and_claim(one, BOUND) for one in (second, other))) == [(True, False), (True, True)]
+            assert (await b.read_notice(second.id)).tries == 0
+            assert await b.claim_notices(10) == []
+            await a.set_aside_notices([NoticeOutcome(id=first.id, outcome=Outcome.ORPHAN)])
+            assert await b.claim_notices(10) == [second]
+
+    async def test_callbacks_for_a_whole_account_are_claimed_with_their_write(self, open_store):
+        async with open_store() as a, open_store() as b:
+            assert await a.keep_and_claim(make_notice(None, tries=1), BOUND) == (True, True)
+            assert await b.keep_and_claim(make_notice(None, tries=1), BOUND) == (True, True)
+
+    async def test_what_a_node_kept_as_its_own_is_free_when_it_is_gone(self, open_store):
+        async with open_store() as a:
+            async with open_store() as b:
+                notice = make_notice("sub_1", tries=1)
+                assert await b.keep_and_claim(notice, BOUND) == (True, True)
+            await a.bury_dead_nodes()
+            assert await a.claim_notices(10) == [replace(notice, tries=2)]
+
     async def test_a_notice_that_was_tried_too_often_is_set_aside_and_blocks_nobody(self, store):
         poison, good = make_notice("sub_1"), make_notice("sub_2")
         await store.keep_notice(replace(poison, tries=2), BOUND)
@@ -1485,6 +1525,21 @@ class TestUpkeep:
             await seed(store, family)
         async with open_store() as store:
             assert await load(store, family) == family
+
+    async def test_what_a_cancelled_caller_kept_as_its_own_is_free(self, store):
+        known = set()
+        for turn in range(10):
+            task = asyncio.create_task(store.keep_and_claim(make_notice(f"sub_{turn}", tries=1), BOUND))
+            await asyncio.wait([task], timeout=turn / 1_000)
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                known.add(f"sub_{turn}")
+        free: set[str] = set()
+        async with asyncio.timeout(10):
+            while len(free | known) < await store.inbox_depth():
+                free |= {notice.submission_id for notice in await store.claim_notices(20)}
+        assert not free & known
 
     async def test_cancelled_callers_never_wedge_the_store(self, store):
         for _ in range(20):

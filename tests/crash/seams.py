@@ -43,9 +43,9 @@ SEAMS = {
     "submit.answered": Seam("receiver.submitter:Submitter._decide", is_before=True),
     "submit.settled": Seam(f"{STORE}settling:SettlingPart.settle_and_claim", lambda seen: has_answer(seen.arguments[1])),
     # a callback
-    "callback.begun": Seam(f"{STORE}inbox:InboxPart.keep_notice", is_before=True),
-    "callback.kept": Seam(f"{STORE}inbox:InboxPart.keep_notice"),
-    "notices.claimed": Seam(f"{STORE}inbox:InboxPart.claim_notices", bool),
+    "callback.begun": Seam(f"{STORE}inbox:InboxPart.keep_and_claim", is_before=True),
+    "callback.kept": Seam(f"{STORE}inbox:InboxPart.keep_and_claim"),
+    "notices.claimed": Seam("receiver.settler:Settler._settle_all", is_before=True),
     # a settlement: written and not committed, committed and not told
     "settle.uncommitted": Seam(f"{STORE}settling:settle", lambda seen: any(map(is_final, seen.arguments[1]))),
     "settle.written": Seam(f"{STORE}settling:SettlingPart.settle_and_claim", lambda seen: is_final(seen.arguments[1])),
