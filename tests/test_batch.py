@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from receiver.errors import Overloaded, StoreUnavailable
+from receiver.stores import batch
 from receiver.stores.batch import Batcher
 
 
@@ -141,6 +142,20 @@ async def test_an_answer_that_finds_nobody_is_handed_to_abandoned(runner, batche
     runner.gate.set()
     assert await batcher.put(1) == 2
     assert left == [42]
+
+
+async def test_an_answer_is_handed_to_abandoned_when_its_caller_is_cancelled_in_the_same_turn(batcher, monkeypatch):
+    left = []
+    caller = asyncio.create_task(batcher.put(21, abandoned=left.append))
+    give = batch._give
+
+    def give_and_cancel(*given):
+        give(*given)
+        caller.cancel()  # it has its answer, and has not heard of it
+
+    monkeypatch.setattr(batch, "_give", give_and_cancel)
+    await asyncio.wait([caller])
+    assert (caller.cancelled(), left) == (True, [42])
 
 
 async def test_the_next_batch_is_asked_for_while_one_is_under_way():

@@ -61,7 +61,12 @@ class Batcher(Generic[P]):
         `abandoned` gets the answer when the piece was done and its caller is no longer there.
         """
         answer = self._add(piece, weight, abandoned)
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if abandoned is not None and answer.done() and not answer.cancelled() and answer.exception() is None:
+                abandoned(answer.result())  # it came in the same turn
+            raise
 
     def put_unattended(self, piece: P) -> None:
         """Do this piece with the next batch; nobody waits for the answer, nothing is raised."""
