@@ -89,7 +89,11 @@ class Settler:
         notices = await self._next()
         if not notices:
             return False
-        await self._settle_all(notices)
+        try:
+            await self._settle_all(notices)
+        except Unavailable:  # they stay ours, for the next pass; the loop tells that it fails
+            self._claimed = notices
+            raise
         if self._claiming is not None:
             claiming, self._claiming = self._claiming, None
             self._claimed = await claiming
@@ -147,7 +151,9 @@ class Settler:
 
     async def _settle_all(self, notices: Sequence[Notice]) -> None:
         try:
-            await until_stored(lambda: self._settle(notices), self._clock)
+            await self._settle(notices)
+        except Unavailable:
+            raise
         except Exception:  # one of them is poison: alone it is set aside and holds up nobody
             log.error("notices.failed", notices=len(notices), exc_info=True)
             if len(notices) == 1:

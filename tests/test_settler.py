@@ -199,3 +199,19 @@ async def test_a_callback_that_cannot_be_kept_takes_up_no_room(door: Door, monke
     await door.call_back(0)
     await door.run_pass()
     assert await door.outcomes() == [Outcome.APPLIED]
+
+
+async def test_while_the_store_is_away_the_pass_fails_and_keeps_what_it_has(door: Door, monkeypatch: pytest.MonkeyPatch):
+    await door.call_back(0)
+
+    async def fail(settlements: Sequence[Settlement]) -> Settled:
+        raise StoreUnavailable("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(door.store, "settle_and_claim", fail)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await door.run_pass()
+    while await door.run_pass():
+        pass
+    assert await door.outcomes() == [Outcome.APPLIED]
