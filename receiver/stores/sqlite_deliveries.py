@@ -86,10 +86,16 @@ def insert_deliveries(db: sqlite3.Connection, deliveries: Iterable[Delivery]) ->
     db.executemany(INSERT_DELIVERY, map(DELIVERIES.encode, deliveries))
 
 
-def insert_claimed(tx: Tx, deliveries: Sequence[Delivery]) -> set[str]:
-    """Deliveries that this node has claimed from the start; gives the ids of those, without what is held back."""
-    _INSERT_CLAIMED.write(tx.db, [(*DELIVERIES.encode(delivery), tx.node) for delivery in deliveries])
-    ids = [delivery.id for delivery in deliveries]
+def insert_and_claim(tx: Tx, deliveries: Sequence[Delivery]) -> set[str]:
+    """Those that come as running are claimed by this node from the start; gives their ids, without what is held back."""
+    claimed = [delivery for delivery in deliveries if delivery.state is DeliveryState.RUNNING]
+    _INSERT_CLAIMED.write(tx.db, [(*DELIVERIES.encode(delivery), tx.node) for delivery in claimed])
+    insert_deliveries(
+        tx.db, [delivery for delivery in deliveries if delivery.state is not DeliveryState.RUNNING]
+    )  # they see the claimed ones
+    if not claimed:
+        return set()
+    ids = [delivery.id for delivery in claimed]
     return set(ids).difference(row_id for (row_id,) in tx.db.execute(_HOLD_CLAIMED, (json_text(ids),)))
 
 

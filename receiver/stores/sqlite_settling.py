@@ -9,7 +9,7 @@ from datetime import datetime
 
 import msgspec
 
-from receiver.model import Delivery, DeliveryState, Family, Job, Poll, Submission
+from receiver.model import Family, Job, Poll, Submission
 from receiver.stores.claiming import Claimed, Settled, by_call, with_events
 from receiver.stores.merging import Standing, choose_current, merge
 from receiver.stores.rows import (
@@ -17,7 +17,6 @@ from receiver.stores.rows import (
     CALLS,
     JOB_KEEPS,
     JOBS,
-    EventRow,
     Rows,
     add_duration,
     decode_learned,
@@ -26,7 +25,7 @@ from receiver.stores.rows import (
     json_text,
 )
 from receiver.stores.sqlite_access import Access, Tx
-from receiver.stores.sqlite_deliveries import INSERT_EVENTS, insert_claimed, insert_deliveries, take_back
+from receiver.stores.sqlite_deliveries import INSERT_EVENTS, insert_and_claim, take_back
 from receiver.stores.sqlite_inbox import insert_notices, settle_notices
 from receiver.stores.sqlite_polls import load_polls, write_polls
 from receiver.stores.sqlite_statements import Update
@@ -83,7 +82,8 @@ def _write(tx: Tx, settlements: list[Settlement], remote_ids: Mapping[str, str |
     _write_notices(db, settlements, {job.id for job in jobs})
     events = [encode_event(event, event.subject) for settlement in settlements for event in settlement.events]
     INSERT_EVENTS.write(db, events)
-    claimed = _write_deliveries(tx, [delivery for settlement in settlements for delivery in settlement.deliveries], events)
+    deliveries = [delivery for settlement in settlements for delivery in settlement.deliveries]
+    claimed = with_events(deliveries, insert_and_claim(tx, deliveries), events)
     answered = {job_id for settlement in settlements for job_id in settlement.polls_answered}
     if polls := [poll for settlement in settlements for poll in settlement.polls]:
         write_polls(tx, polls, answered)
@@ -94,12 +94,6 @@ def _write(tx: Tx, settlements: list[Settlement], remote_ids: Mapping[str, str |
     if durations := [duration for settlement in settlements for duration in settlement.durations]:
         _learn(db, durations)
     return claimed
-
-
-def _write_deliveries(tx: Tx, deliveries: Sequence[Delivery], events: Sequence[EventRow]) -> dict[str, Claimed]:
-    insert_deliveries(tx.db, [delivery for delivery in deliveries if delivery.state is not DeliveryState.RUNNING])
-    running = [delivery for delivery in deliveries if delivery.state is DeliveryState.RUNNING]
-    return with_events(running, insert_claimed(tx, running), events) if running else {}
 
 
 def _write_notices(db: sqlite3.Connection, settlements: Sequence[Settlement], written: set[str]) -> None:

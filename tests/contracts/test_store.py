@@ -811,6 +811,17 @@ class TestDeliveries:
         await self.finish(store, one.deliveries[0].id)
         assert await claim_ids(store) == [two.deliveries[0].id]
 
+    async def test_what_is_not_claimed_waits_for_the_earlier_one_of_its_settlement_that_is(self, store):
+        job = await self.seed_job(store)
+        one = await draft_event(store, job, "job.queued", sequence=1, state=DeliveryState.RUNNING, attempts=1)
+        two = await draft_event(store, job, "job.stored", sequence=2)
+        both = replace(two, events=one.events + two.events, deliveries=one.deliveries + two.deliveries)
+        _, claimed = await store.settle_and_claim([both])
+        assert claimed == [(one.deliveries[0], one.events[0])]
+        assert await claim_ids(store) == []
+        await self.finish(store, one.deliveries[0].id)
+        assert await claim_ids(store) == [two.deliveries[0].id]
+
     async def test_what_is_claimed_with_its_write_stands_where_emitted_events_have_pushed_it(self, store):
         job = await self.seed_job(store)
         settlement = await draft_event(store, job, "job.stored", sequence=1, state=DeliveryState.RUNNING, attempts=1)
