@@ -37,6 +37,7 @@ from receiver.providers.loader import load_specs
 from receiver.providers.signatures import check_secrets
 from receiver.providers.spec import Spec
 from receiver.pulse import Pulse
+from receiver.rush import Rush
 from receiver.services import Services
 from receiver.settler import Settler
 from receiver.settling import Settling
@@ -153,7 +154,8 @@ class House:
         self._probe = Probe(config.server, tokens, clients.provider, store, accounts, herald, clock)
         self._dispatcher = Dispatcher(store, config.handlers, clock, counters, masker, outputs, self._waker("dispatch"), tracing)
         settling = Settling(store, accounts, config.handlers, counters, tokens, masker, self._pushes, self._dispatcher, tracing)
-        self._settler = Settler(settling, clock, self._waker("settle"))
+        rush = Rush(clock)
+        self._settler = Settler(settling, clock, self._waker("settle"), rush)
         self._submitter = Submitter(settling, clients.provider, self._limiter, clock, self._callback_url, self._waker("submit"))
         self._poller = Poller(settling, clients.provider, self._limiter, clock, self._waker("poll"))
         self._streams = Streams(settling, clients.provider, clock)
@@ -178,6 +180,7 @@ class House:
                 plan.specs,
                 config.server.max_body_bytes,
                 self._settler,
+                rush,
             ),
             settling=settling,
             outputs=outputs,

@@ -24,6 +24,7 @@ from receiver.model import Channel, Notice
 from receiver.providers.account import Account
 from receiver.providers.signatures import Keys, Presented, make_keys, prove
 from receiver.providers.spec import Spec
+from receiver.rush import Rush
 from receiver.stores.base import Store
 from receiver.stores.terms import NOT_KEPT, Kept, NoticeBound
 from receiver.tokens import Tokens
@@ -65,10 +66,11 @@ class Inbox:
         specs: Mapping[str, Spec],
         max_body_bytes: int,
         settler: Taker,
+        rush: Rush,
     ) -> None:
         self._store, self._tokens, self._clock, self._counters, self._masker = store, tokens, clock, counters, masker
         self._jwks, self._accounts, self._specs = jwks, accounts, specs
-        self.max_body_bytes, self._settler = max_body_bytes, settler
+        self.max_body_bytes, self._settler, self._rush = max_body_bytes, settler, rush
         self._keys = {
             name: make_keys(account.signature, account.callback_secrets)
             for name, account in accounts.items()
@@ -156,7 +158,9 @@ class Inbox:
         )
         if submission_id is None:
             self._take_in(provider, len(notice.body), now)
-        if not await self._write(notice):
+        with self._rush:
+            is_kept = await self._write(notice)
+        if not is_kept:
             self._counters.add(f"provider:{provider}", "callbacks_over_bound")
             raise TooMany("This submission has left too many callbacks.", retry_after=3600)
         self._counters.add(f"provider:{provider}", "callbacks_accepted")

@@ -21,6 +21,7 @@ from receiver.model import Channel, Family, Job, Notice, Outcome, Status, Update
 from receiver.normalize import read_callback
 from receiver.providers.account import Account
 from receiver.rules import Change, apply_update, may_adopt
+from receiver.rush import Rush
 from receiver.settling import Decide, Decision, Settling
 from receiver.stores.terms import NoticeBound, NoticeFilter, NoticeOutcome
 from receiver.tracing import Span
@@ -38,9 +39,10 @@ class Settler:
     Callbacks that come while nobody else waits are claimed with the write that keeps them, and handed over here (`reserve`, `take`).
     """
 
-    def __init__(self, settling: Settling, clock: Clock, wake: Callable[[], None]) -> None:
+    def __init__(self, settling: Settling, clock: Clock, wake: Callable[[], None], rush: Rush) -> None:
         self._settling, self._store, self._clock, self._wake = settling, settling.store, clock, wake
         self._log = log.bind()  # once: the lazy one binds itself anew for every line, told or not
+        self._rush = rush
         self._is_first_pass = True
         self._claiming: asyncio.Task[list[Notice]] | None = None
         self._claimed: list[Notice] = []
@@ -86,6 +88,7 @@ class Settler:
                     await self._store.reopen_orphans(account.name)
                 await self._reopen_kept(account.name)
             self._is_first_pass = False
+        await self._rush.end()
         notices = await self._next()
         if not notices:
             return False

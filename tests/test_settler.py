@@ -10,6 +10,7 @@ import pytest
 from receiver.clock import SystemClock
 from receiver.errors import StoreUnavailable
 from receiver.model import Channel, Notice, Outcome
+from receiver.rush import Rush
 from receiver.settler import Settler
 from receiver.stores.claiming import Settled
 from receiver.stores.terms import Kept, NoticeFilter, Settlement
@@ -20,7 +21,7 @@ class Scene:
     """Two jobs of one provider; the second one's callback comes while the first one's is written."""
 
     def __init__(self, web: Web) -> None:
-        self.web, self.settler = web, Settler(web.services.settling, SystemClock(), lambda: None)
+        self.web, self.settler = web, Settler(web.services.settling, SystemClock(), lambda: None, Rush(SystemClock()))
         self.ids: list[str] = []
 
     async def begin(self) -> None:
@@ -86,7 +87,7 @@ class Door:
 
     def __init__(self, web: Web) -> None:
         self.web, self.store, self.wakes = web, web.services.store, 0
-        self.settler = Settler(web.services.settling, SystemClock(), self.wake)
+        self.settler = Settler(web.services.settling, SystemClock(), self.wake, web.services.inbox._rush)
         web.services.inbox._settler = self.settler
         self.ids: list[str] = []
 

@@ -16,7 +16,7 @@ from receiver.stores.base import Store
 log = structlog.get_logger("receiver.web")
 
 LOOK_EVERY = 1.0  # seconds
-MOST_NOTICES = 100_000  # kept and not settled
+MOST_NOTICES = 500_000  # kept and not settled: what a rush of more than a minute leaves behind one process
 LEAST_BYTES = 256 * 1024 * 1024  # free, so that what was acknowledged can still be settled and delivered
 LEAST_PART = 20  # or one part in so many, of a small disk
 RETRY_AFTER = 30  # seconds

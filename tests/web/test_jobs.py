@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from receiver.model import Output, Status, Stored
+from receiver.rush import Rush
 from receiver.settler import Settler
 from receiver.times import to_rfc3339
 from receiver.web import jobs, notices, views
@@ -295,7 +296,7 @@ async def test_an_output_that_came_inside_its_notice_is_read_from_there(web: Web
     submitted = await web.submit()
     await web.accept(submitted["submission_id"], "elk-1")
     assert (await web.client.post(web.callback_path(submitted["submission_id"]), content=data_callback(media_type, PNG))).status_code == 200
-    await Settler(web.services.settling, web.services.clock, lambda: None).run_pass(web.services.clock.now())
+    await Settler(web.services.settling, web.services.clock, lambda: None, Rush(web.services.clock)).run_pass(web.services.clock.now())
     job = (await web.client.get(f"/v1/jobs/{submitted['jobs'][0]['id']}")).json()
     assert job["outputs"][0]["url"] is None
     answer = await web.client.get(f"/v1/jobs/{job['id']}/outputs/0")

@@ -12,6 +12,7 @@ from receiver.counters import Counters
 from receiver.errors import StoreUnavailable
 from receiver.model import Channel, Status, Update
 from receiver.rules import apply_update
+from receiver.rush import Rush
 from receiver.settler import Settler
 from receiver.settling import Decision
 from tests.web.opened import HERE, Web, open_web
@@ -61,7 +62,7 @@ async def test_settling_shows_how_long_callbacks_waited(web: Web):
     for _ in range(2):
         await web.client.post(web.callback_path("sub_" + "4" * 32))
     clock = ManualClock(web.services.clock.now() + timedelta(seconds=4))
-    await Settler(web.services.settling, clock, lambda: None).run_pass(clock.now())
+    await Settler(web.services.settling, clock, lambda: None, Rush(clock)).run_pass(clock.now())
     found = await samples(web)
     assert found["receiver_settle_lag_seconds_count",] == 2
     assert (found["receiver_settle_lag_seconds_bucket", "2.5"], found["receiver_settle_lag_seconds_bucket", "5.0"]) == (0, 2)

@@ -12,6 +12,7 @@ import pytest
 
 from receiver.inflow import WINDOW, Inflow
 from receiver.model import Outcome, Status
+from receiver.rush import Rush
 from receiver.settler import Settler
 from receiver.stores.terms import NoticeBound, NoticeFilter
 from tests.factories import NOW
@@ -70,7 +71,7 @@ async def notices(web: Web, outcome: Outcome | None = None):
 
 
 async def settle(web: Web) -> None:
-    settler = Settler(web.services.settling, web.services.clock, lambda: None)
+    settler = Settler(web.services.settling, web.services.clock, lambda: None, Rush(web.services.clock))
     while await web.services.store.inbox_depth():
         await settler.run_pass(web.services.clock.now())
 
@@ -185,7 +186,7 @@ async def test_one_that_was_left_when_a_process_died_is_found_at_the_next_start(
         died.setattr(signed.services.settling, "_look_for_orphans", nothing)
         await signed.accept(submitted["submission_id"], "video_1")
     assert await notices(signed, Outcome.ORPHAN) != ()
-    restarted = Settler(signed.services.settling, signed.services.clock, lambda: None)
+    restarted = Settler(signed.services.settling, signed.services.clock, lambda: None, Rush(signed.services.clock))
     await restarted.run_pass(signed.services.clock.now())
     (notice,) = await notices(signed)
     assert notice.job_id == submitted["jobs"][0]["id"]
