@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from receiver.model import Job, Poll
@@ -35,12 +35,15 @@ BURY = (
 )
 
 _POLLED = Table("polls", Rows(Poll, POLLS.codecs, beside=("job_id", "submission_id", "provider")))  # what its job does not say
-_DUE = "SELECT {columns} FROM polls WHERE provider = {name} AND claimed_by IS NULL AND due_at <= {now}"
+_DUE = "SELECT {columns} FROM polls WHERE provider = {name} AND claimed_by IS NULL AND due_at <= $1"
+# How many of each account are among the first: others pass over all that is locked, claimed or not. Merged in the order of the index,
+# account by account: so many rows are read as are claimed, and no more.
+_SHARES = "SELECT provider, count(*) FROM (SELECT provider FROM ({due}) AS due ORDER BY due_at, job_id LIMIT $2) AS first GROUP BY provider"
 # Found once, in the index of what is due, and then by its place: what is locked does not move.
 _CLAIM = (
-    "WITH poll AS (UPDATE polls SET claimed_by = $4 WHERE ctid = ANY (ARRAY("
-    "SELECT due.place FROM unnest($1::text[], $2::bigint[]) AS wanted (name, most)"
-    f" CROSS JOIN LATERAL ({_DUE.format(columns='ctid AS place', name='wanted.name', now='$3')}"
+    "WITH poll AS (UPDATE polls SET claimed_by = $3 WHERE ctid = ANY (ARRAY("
+    "SELECT due.place FROM ({shares}) AS wanted (name, most)"
+    f" CROSS JOIN LATERAL ({_DUE.format(columns='ctid AS place', name='wanted.name')}"
     " ORDER BY due_at, job_id LIMIT wanted.most FOR UPDATE SKIP LOCKED) AS due))"
     f" RETURNING job_id, {_POLLED.columns})"
     f" SELECT {JOB_TABLE.columns_of('job')}, {_POLLED.columns_of('poll')} FROM poll JOIN jobs AS job ON job.id = poll.job_id"
@@ -68,27 +71,21 @@ async def _write(tx: Tx, statement: str, polls: Sequence[Poll]) -> None:
         await tx.execute(statement, POLL_TABLE.pack([last[job_id] for job_id in sorted(last)], tx.shift))
 
 
+@cache
+def _claim_of(accounts: int) -> str:
+    due = " UNION ALL ".join(
+        f"({_DUE.format(columns='provider, due_at, job_id', name=f'${number}')} ORDER BY due_at, job_id LIMIT $2)"
+        for number in range(4, accounts + 4)
+    )
+    return _CLAIM.format(shares=_SHARES.format(due=due))
+
+
 @each("claiming")
 async def _claim(tx: Tx, asked: tuple[datetime, int, Sequence[str]]) -> list[tuple[Poll, Job]]:
     now, limit, providers = asked
-    due_at, room = tx.to_db(now), dict.fromkeys(providers, limit)
-    if len(room) > 1:
-        room = await _share(tx, list(room), due_at, limit)
-    rows = await tx.change(_CLAIM, list(room), list(room.values()), due_at, tx.node)
+    names = list(dict.fromkeys(providers))
+    rows = await tx.change(_claim_of(len(names)), tx.to_db(now), limit, tx.node, *names)
     return [_decode(row, tx.shift) for row in rows]
-
-
-async def _share(tx: Tx, providers: Sequence[str], due_at: int, limit: int) -> dict[str, int]:
-    """How many of each are among the first: others pass over all that is locked, claimed or not.
-
-    Merged in the order of the index, account by account: so many rows are read as are claimed, and no more.
-    """
-    due = " UNION ALL ".join(
-        f"({_DUE.format(columns='provider, due_at, job_id', name=f'${number}', now='$1')} ORDER BY due_at, job_id LIMIT $2)"
-        for number in range(3, len(providers) + 3)
-    )
-    first = f"SELECT provider FROM ({due}) AS due ORDER BY due_at, job_id LIMIT $2"
-    return dict(await tx.look(f"SELECT provider, count(*) FROM ({first}) AS first GROUP BY provider", due_at, limit, *providers))
 
 
 def _decode(row: Sequence[Any], shift: int) -> tuple[Poll, Job]:
