@@ -9,6 +9,7 @@ import urllib.request
 import pytest
 
 from receiver.cli.bounds import Bounded
+from receiver.cli.sockets import open_sockets
 from tests.cli.running import PATIENCE, call, running
 from tests.loopback import free_port
 
@@ -48,6 +49,22 @@ def test_the_socket_can_come_from_systemd(tmp_path):
             assert server.line() == f"Receiver listens on http://127.0.0.1:{port}"
             assert read(f"http://127.0.0.1:{port}/healthz")[0] == 200
             assert server.stop() == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_an_answer_does_not_wait_for_the_receipt_of_the_one_before(host):
+    """On asyncio's own loop, for which it is the listening socket that says so."""
+    [listener] = open_sockets(host, 0, {}, "receiver.toml")
+    is_prompt = asyncio.get_running_loop().create_future()
+
+    async def serve(reader, writer):
+        is_prompt.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0)
+        writer.close()
+
+    async with await asyncio.start_server(serve, sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+        assert await asyncio.wait_for(is_prompt, PATIENCE)
+        writer.close()
 
 
 def test_systemd_is_told_when_it_is_ready_and_when_it_stops(tmp_path):
