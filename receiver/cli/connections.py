@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from receiver.web.prepared import EXTENSION
@@ -107,8 +108,68 @@ class Watched(Base):
         self.transport.close()
 
 
+class Shortcut:
+    """An Exchange over uvicorn's cycle. What is out of the ordinary takes the ordinary way."""
+
+    __slots__ = ("_find_cycle",)
+
+    def __init__(self, cycle: Any) -> None:
+        self._find_cycle = ref(cycle)  # it holds the scope, and so this: held in turn, it would wait for the garbage collector
+
+    def take_body(self) -> bytes | None:
+        cycle = self._find_cycle()
+        if cycle is None or cycle.disconnected or cycle.more_body or cycle.waiting_for_100_continue:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    def _is_ordinary(self, cycle: Any) -> bool:
+        return cycle.keep_alive and not (cycle.disconnected or cycle.flow.write_paused or cycle.waiting_for_100_continue)
+
+    def write(self, after_date: bytes) -> bool:
+        cycle = self._find_cycle()
+        if cycle is None or not self._is_ordinary(cycle):
+            return False
+        cycle.response_started = cycle.response_complete = True
+        cycle.transport.write(begin_ok(tuple(cycle.default_headers)) + after_date)
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
+
+
+@lru_cache(maxsize=1)
+def begin_ok(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """With the date, which changes once a second."""
+    return b"HTTP/1.1 200 OK\r\n" + b"".join(b"%s: %s\r\n" % header for header in headers)
+
+
+class H11Shortcut(Shortcut):
+    __slots__ = ()
+
+    def _is_ordinary(self, cycle: Any) -> bool:
+        """DONE says also that the other side will go on with this connection."""
+        return cycle.conn.their_state is h11.DONE and super()._is_ordinary(cycle)
+
+
 class WatchedH11(Watched, H11Protocol):
     """h11 bounds heads, chunk headers and trailers by itself, given `h11_max_incomplete_event_size`."""
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self.scope["extensions"] = {EXTENSION: H11Shortcut(self.cycle)}  # type: ignore[dict-item]
+
+    def on_response_complete(self) -> None:
+        if self.conn.our_state is not h11.SEND_RESPONSE:
+            super().on_response_complete()
+            return
+        left, _ = self.conn.trailing_data  # h11 does not know of the answer, so what comes is read by a fresh one
+        self.conn = h11.Connection(h11.SERVER, MAX_HEAD)
+        super().on_response_complete()
+        if left and not self.transport.is_closing():
+            self.conn.receive_data(left)
+            self.handle_events()
 
 
 class Idle:
@@ -135,38 +196,6 @@ class Idle:
                 return
             del self._until[connection]
             connection.timeout_keep_alive_handler()
-
-
-class Shortcut:
-    """An Exchange over uvicorn's cycle. What is out of the ordinary takes the ordinary way."""
-
-    __slots__ = ("_find_cycle",)
-
-    def __init__(self, cycle: Any) -> None:
-        self._find_cycle = ref(cycle)  # it holds the scope, and so this: held in turn, it would wait for the garbage collector
-
-    def take_body(self) -> bytes | None:
-        cycle = self._find_cycle()
-        if cycle is None or cycle.disconnected or cycle.more_body or cycle.waiting_for_100_continue:
-            return None
-        body, cycle.body = bytes(cycle.body), bytearray()
-        return body
-
-    def write(self, after_date: bytes) -> bool:
-        cycle = self._find_cycle()
-        if cycle is None or cycle.disconnected or not cycle.keep_alive or cycle.flow.write_paused or cycle.waiting_for_100_continue:
-            return False
-        cycle.response_started = cycle.response_complete = True
-        cycle.transport.write(begin_ok(tuple(cycle.default_headers)) + after_date)
-        cycle.message_event.set()
-        cycle.on_response()
-        return True
-
-
-@lru_cache(maxsize=1)
-def begin_ok(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """With the date, which changes once a second."""
-    return b"HTTP/1.1 200 OK\r\n" + b"".join(b"%s: %s\r\n" % header for header in headers)
 
 
 def find_protocol() -> type[asyncio.Protocol]:

@@ -8,11 +8,14 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from receiver.cli import connections, service
+from receiver.web.prepared import Prepared, exchange_of
 
 pytestmark = pytest.mark.long
 
 BOUND = 10  # seconds
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
+READY = Prepared([(b"content-length", b"5")], b"ready")
+ASK_READY = b"GET /ready HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -27,7 +30,12 @@ def parser(request, monkeypatch):
 
 
 async def echo(scope, receive, send):
-    """Answers with the number of bytes of the body; `/early` before it reads them, `/big` with more than anybody reads."""
+    """Answers with the number of bytes of the body; `/early` before it reads them, `/big` with more than anybody reads, `/ready` with
+    what is ready."""
+    if scope["path"] == "/ready":
+        assert exchange_of(scope) is not None
+        await READY(scope, receive, send)
+        return
     size, more = 0, scope["path"] != "/early"
     while more:
         message = await receive()
@@ -213,4 +221,55 @@ async def test_thousands_of_requests_in_one_breath_do_no_harm():
             writer.write((HEAD + b"\r\n") * 5_000)
             with suppress(ConnectionError):
                 await asyncio.wait_for(reader.read(1), BOUND)
+        assert await is_well(port)
+
+
+async def test_an_answer_that_is_ready_is_one_answer_among_others():
+    async with serving() as port, connected(port) as (reader, writer):
+        for _ in range(3):
+            assert await ask(reader, writer, ASK_READY) == (b"200", b"ready")
+            assert await ask(reader, writer, POST + b"1\r\nx\r\n0\r\n\r\n") == (b"200", b"1")
+
+
+async def test_an_answer_that_is_ready_has_a_date():
+    async with serving() as port, connected(port) as (reader, writer):
+        writer.write(ASK_READY)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), BOUND)
+        assert sorted(line.split(b":")[0] for line in head.split(b"\r\n")[1:-2]) == [b"content-length", b"date"]
+
+
+async def test_requests_that_came_together_are_answered_in_turn():
+    async with serving() as port, connected(port) as (reader, writer):
+        writer.write(ASK_READY + ASK_READY + HEAD + b"\r\n" + ASK_READY)
+        assert [(await ask(reader, writer, b""))[1] for _ in range(4)] == [b"ready", b"ready", b"0", b"ready"]
+
+
+@pytest.mark.parametrize("came", [1, 20, len(ASK_READY) - 1])
+async def test_the_beginning_of_the_next_request_may_come_before_the_answer(came):
+    async with serving() as port, connected(port) as (reader, writer):
+        assert await ask(reader, writer, ASK_READY + ASK_READY[:came]) == (b"200", b"ready")
+        assert await ask(reader, writer, ASK_READY[came:]) == (b"200", b"ready")
+
+
+@pytest.mark.parametrize("asked", [b"GET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", b"GET /ready HTTP/1.0\r\n\r\n"])
+async def test_who_asks_for_one_answer_gets_the_end_after_it(asked):
+    async with serving() as port, connected(port) as (reader, writer):
+        assert await ask(reader, writer, asked) == (b"200", b"ready")
+        assert await everything(reader) == b""
+
+
+async def test_an_answer_that_is_ready_before_the_body_came_is_given_all_the_same():
+    async with serving() as port, connected(port) as (reader, writer):
+        head = b"POST /ready HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+        assert await ask(reader, writer, head) == (b"200", b"ready")
+        writer.write(b"xyz")
+        assert await ask(reader, writer, ASK_READY) == (b"200", b"ready")
+
+
+async def test_what_is_no_http_after_an_answer_that_is_ready_ends_the_connection():
+    async with serving() as port:
+        async with connected(port) as (reader, writer):
+            assert await ask(reader, writer, ASK_READY) == (b"200", b"ready")
+            writer.write(b"nonsense\r\n\r\n")
+            assert (await everything(reader))[9:12] == b"400"
         assert await is_well(port)
