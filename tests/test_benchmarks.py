@@ -26,5 +26,6 @@ def test_the_ratio_is_that_of_the_middle_pair_and_not_of_the_sums():
     assert median_ratio([(1, 2), (60, 100), (1, 100)]) == 0.5
 
 
-def test_the_machine_names_its_cores():
+def test_the_machine_names_its_cores_and_its_server():
     assert f"{this_machine().cores} cores" in str(this_machine())
+    assert str(this_machine()).endswith(("uvicorn on h11 and asyncio", "uvicorn on httptools and uvloop"))

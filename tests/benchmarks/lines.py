@@ -7,6 +7,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,10 @@ class Machine(msgspec.Struct, frozen=True):
     memory_gib: float
     system: str
     python: str
+    server: str  # what uvicorn runs on, ours and the reference's
 
     def __str__(self) -> str:
-        return f"{self.processor}, {self.cores} cores, {self.memory_gib:.0f} GiB, {self.system}, Python {self.python}"
+        return f"{self.processor}, {self.cores} cores, {self.memory_gib:.0f} GiB, {self.system}, Python {self.python}, {self.server}"
 
 
 def this_machine() -> Machine:
@@ -59,6 +61,7 @@ def this_machine() -> Machine:
         memory_gib=memory / 2**20,
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
+        server=f"uvicorn on {'httptools' if find_spec('httptools') else 'h11'} and {'uvloop' if find_spec('uvloop') else 'asyncio'}",
     )
 
 
