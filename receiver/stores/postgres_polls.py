@@ -73,6 +73,8 @@ async def _write(tx: Tx, statement: str, polls: Sequence[Poll]) -> None:
 
 @cache
 def _claim_of(accounts: int) -> str:
+    if accounts == 1:
+        return _CLAIM.format(shares="VALUES ($4::text, $2::bigint)")
     due = " UNION ALL ".join(
         f"({_DUE.format(columns='provider, due_at, job_id', name=f'${number}')} ORDER BY due_at, job_id LIMIT $2)"
         for number in range(4, accounts + 4)
@@ -84,6 +86,8 @@ def _claim_of(accounts: int) -> str:
 async def _claim(tx: Tx, asked: tuple[datetime, int, Sequence[str]]) -> list[tuple[Poll, Job]]:
     now, limit, providers = asked
     names = list(dict.fromkeys(providers))
+    if not names:
+        return []
     rows = await tx.change(_claim_of(len(names)), tx.to_db(now), limit, tx.node, *names)
     return [_decode(row, tx.shift) for row in rows]
 

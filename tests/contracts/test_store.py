@@ -638,6 +638,7 @@ class TestPolls:
         assert [job.id for _, job in claimed] == [soon.job_id, late.job_id]
         assert await store.claim_polls(NOW + seconds(5), 10, ["elkapi"]) == []
         assert await store.claim_polls(NOW + seconds(99), 10, ["oxen"]) == []
+        assert await store.claim_polls(NOW + seconds(99), 10, []) == []
 
     async def test_two_nodes_never_claim_the_same_poll(self, open_store):
         async with open_store() as a, open_store() as b:
