@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
+from receiver.decisions import Decision
 from receiver.errors import Conflict, Invalid, NotFound
 from receiver.herald import own_event
 from receiver.ids import make_id
@@ -12,7 +13,6 @@ from receiver.model import Delivery, Event, Family, Job, Status, SubmissionState
 from receiver.providers.values import is_remote_id
 from receiver.rules import Change
 from receiver.services import Services
-from receiver.settling import Decision
 from receiver.verdicts import abandon, cancel_unsent, resolve
 
 

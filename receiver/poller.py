@@ -14,6 +14,7 @@ from receiver.adoption import adopt_from_list
 from receiver.backoff import retry_at
 from receiver.clock import Clock
 from receiver.crew import Crew, until_stored
+from receiver.decisions import Decide, Decision, in_turn
 from receiver.errors import ProviderFault, Unreadable
 from receiver.limiter import Limiter
 from receiver.model import Answer, Channel, Family, Job, Notice, Outcome, Poll, Request, Status, Update
@@ -35,7 +36,7 @@ from receiver.providers.requests import (
     build_result_request,
 )
 from receiver.rules import Change, apply_update
-from receiver.settling import Decide, Decision, Settling, body_hash, in_turn
+from receiver.settling import Settling, body_hash
 from receiver.stores.terms import Confirmation
 from receiver.tracing import Span
 from receiver.verdicts import not_found

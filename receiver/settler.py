@@ -14,6 +14,7 @@ import structlog
 from receiver.clock import Clock
 from receiver.counters import LAGS
 from receiver.crew import until_stored
+from receiver.decisions import Decide, Decision
 from receiver.ending import end
 from receiver.errors import Unavailable, Unreadable
 from receiver.ids import make_id
@@ -22,7 +23,7 @@ from receiver.normalize import read_callback
 from receiver.providers.account import Account
 from receiver.rules import Change, apply_update, may_adopt
 from receiver.rush import Rush
-from receiver.settling import Decide, Decision, Settling
+from receiver.settling import Settling
 from receiver.stores.terms import NoticeBound, NoticeFilter, NoticeOutcome
 from receiver.tracing import Span
 

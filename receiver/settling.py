@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 import structlog
 
 from receiver.config import HandlerConfig
 from receiver.counters import DURATIONS, Counters
+from receiver.decisions import Decide, Decision, has_words, mask_words
 from receiver.errors import StoreUnavailable
 from receiver.herald import own_event
 from receiver.ids import make_id
@@ -33,7 +34,6 @@ from receiver.model import (
     Event,
     Family,
     Job,
-    JobError,
     Notice,
     Poll,
     Request,
@@ -45,7 +45,7 @@ from receiver.providers.account import Account
 from receiver.routing import make_deliveries
 from receiver.rules import Change
 from receiver.stores.base import Store
-from receiver.stores.terms import Confirmation, Duration, Learned, NoticeOutcome, Settlement
+from receiver.stores.terms import Duration, Learned, Settlement
 from receiver.tokens import Tokens
 from receiver.tracing import NOTHING, OFF, Span, Tracing, begin_event, current, same_trace
 
@@ -53,22 +53,6 @@ MAX_CONFLICTS = 20
 STATUS_WORD = re.compile(r"[\w .-]{1,40}")  # what is longer is no status, and may be what we sent
 KEPT_ANSWER_HEADERS = ("content-type", "retry-after", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
 log = structlog.get_logger("receiver.settling")
-
-
-class Decision(msgspec.Struct, frozen=True):
-    """What is to be written about one submission."""
-
-    change: Change
-    channel: Channel | None = None  # how the news came; None for verdicts of our own
-    notices: tuple[Notice, ...] = ()
-    outcomes: tuple[NoticeOutcome, ...] = ()
-    repeats: tuple[tuple[str, datetime], ...] = ()
-    calls: tuple[Call, ...] = ()
-    confirmations: tuple[Confirmation, ...] = ()
-    polled: Mapping[str, Poll] = {}  # by job id: polls that were just answered
-    kept_polls: tuple[Poll, ...] = ()  # polls that failed: written as they are
-    is_urgent: bool = False  # poll the open jobs at once
-    causes: tuple[Span, ...] = ()  # in the trace: what this follows from, and what ends when it is written
 
 
 class Trail(msgspec.Struct, frozen=True):
@@ -79,8 +63,6 @@ class Trail(msgspec.Struct, frozen=True):
 
 
 NO_TRAIL = Trail()
-Holder = TypeVar("Holder", Notice, NoticeOutcome, Call, JobError)
-Decide = Callable[[Family], Decision | None]
 
 
 class Runner(Protocol):
@@ -353,81 +335,6 @@ def own_events(change: Change, now: datetime) -> tuple[Event, ...]:
     jobs = [event.data["job"] for event in change.events if event.type == "job.unconfirmed"]
     told = ("submission_id", "provider", "model", "error")
     return tuple([own_event("unconfirmed", {key: job[key] for key in told} | {"job_id": job["id"]}, now, job["id"]) for job in jobs])
-
-
-def in_turn(decides: Sequence[Decide]) -> Decide:
-    """Several pieces of news about one submission, decided one on the other and written as one."""
-
-    def decide(family: Family) -> Decision | None:
-        total: Decision | None = None
-        for part in decides:
-            decision = part(total.change.family if total else family)
-            if decision is not None:
-                total = decision if total is None else join(total, decision)
-        return total
-
-    return decide
-
-
-def join(first: Decision, second: Decision) -> Decision:
-    return Decision(
-        change=first.change.then(second.change),
-        channel=second.channel or first.channel,
-        notices=first.notices + second.notices,
-        outcomes=first.outcomes + second.outcomes,
-        repeats=first.repeats + second.repeats,
-        calls=first.calls + second.calls,
-        confirmations=first.confirmations + second.confirmations,
-        polled={**first.polled, **second.polled},
-        kept_polls=first.kept_polls + second.kept_polls,
-        is_urgent=first.is_urgent or second.is_urgent,
-        causes=first.causes + second.causes,
-    )
-
-
-def has_words(decision: Decision) -> bool:
-    """Whether there may be a text in it that somebody else wrote; most callbacks bring none."""
-    words: list[Any] = [outcome.reason for outcome in decision.outcomes]
-    words += [job.error for job in decision.change.family.jobs]
-    words += [event.data["job"]["error"] for event in decision.change.events]
-    return bool(decision.notices or decision.calls or any(words))
-
-
-def mask_words(decision: Decision, masker: Masker) -> Decision:
-    """Errors and reasons are the provider's words, and it may say again what we sent it."""
-    family = decision.change.family
-    change = msgspec.structs.replace(
-        decision.change,
-        family=Family(family.submission, tuple(mask_job(job, masker) for job in family.jobs)),
-        events=tuple(mask_event(event, masker) for event in decision.change.events),
-    )
-    return msgspec.structs.replace(
-        decision,
-        change=change,
-        notices=tuple(mask_text(notice, "reason", masker) for notice in decision.notices),
-        outcomes=tuple(mask_text(outcome, "reason", masker) for outcome in decision.outcomes),
-        calls=tuple(mask_text(call, "error", masker) for call in decision.calls),
-    )
-
-
-def mask_job(job: Job, masker: Masker) -> Job:
-    if job.error is None:
-        return job
-    error = mask_text(mask_text(job.error, "message", masker), "provider_code", masker)
-    return job if error == job.error else msgspec.structs.replace(job, error=error)
-
-
-def mask_event(event: Event, masker: Masker) -> Event:
-    job = event.data["job"]
-    if job["error"] is None:
-        return event
-    error = {key: value and masker.mask_cut(value) for key, value in job["error"].items()}
-    return msgspec.structs.replace(event, data={**event.data, "job": {**job, "error": error}})
-
-
-def mask_text(holder: Holder, field: str, masker: Masker) -> Holder:
-    text = getattr(holder, field)
-    return msgspec.structs.replace(holder, **{field: masker.mask_cut(text)}) if text else holder
 
 
 def body_hash(answer: Answer) -> str:

@@ -14,6 +14,7 @@ import structlog
 from receiver.backoff import full_jitter
 from receiver.clock import Clock
 from receiver.crew import until_stored
+from receiver.decisions import Decide, Decision
 from receiver.ending import end
 from receiver.errors import Unavailable, Unreadable
 from receiver.model import Answer, Channel, Family, Outcome, Update
@@ -22,7 +23,7 @@ from receiver.normalize import read_stream_event
 from receiver.providers.account import Account
 from receiver.providers.requests import build_stream_request
 from receiver.rules import apply_update
-from receiver.settling import Decide, Decision, Settling
+from receiver.settling import Settling
 
 LEASE = timedelta(seconds=30)
 LOOK = timedelta(seconds=1)  # between looks for open jobs while no stream is held

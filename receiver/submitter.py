@@ -15,6 +15,7 @@ import structlog
 from receiver.backoff import retry_at
 from receiver.clock import Clock
 from receiver.crew import Crew, until_stored
+from receiver.decisions import Decide, Decision
 from receiver.errors import AnswerLost, NotTaken
 from receiver.limiter import Limiter
 from receiver.model import Answer, Channel, ErrorCode, Family, JobError, Outcome, Request, Status, SubmissionState
@@ -23,7 +24,7 @@ from receiver.normalize import Accepted, NotTakenAnswer, RefusedAnswer, UnknownA
 from receiver.providers.account import Account
 from receiver.providers.requests import build_submit_request
 from receiver.rules import Change, apply_accepted, apply_lost, apply_not_taken, apply_refused
-from receiver.settling import Decide, Decision, Settling, make_call
+from receiver.settling import Settling, make_call
 from receiver.tracing import Span
 
 FIRST_RETRY = timedelta(seconds=2)

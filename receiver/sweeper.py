@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 import structlog
 
 from receiver.config import StoreConfig
+from receiver.decisions import Decide, Decision
 from receiver.limiter import Limiter
 from receiver.model import Family
-from receiver.settling import Decide, Decision, Settling
+from receiver.settling import Settling
 from receiver.verdicts import expire
 
 BATCH = 200

@@ -12,6 +12,7 @@ SPECS = VALUES | {"config", "config_handlers", "config_tables", "providers"}
 READS = SPECS | {"normalize"}
 DECIDES = READS | {"rules", "verdicts", "routing", "pacing", "learning", "adoption", "masking", "tokens"}
 PASSES = DECIDES | {
+    "decisions",
     "settling",
     "limiter",
     "crew",

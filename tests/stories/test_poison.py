@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from receiver.app import check
 from receiver.config import load
+from receiver.decisions import Decision
 from receiver.errors import AnswerLost
 from receiver.model import Answer, Channel, Family, Job, Outcome, Request, Status, SubmissionState, Update
 from receiver.net import ServerEvent
 from receiver.rules import apply_accepted
-from receiver.settling import Decision
 from receiver.stores.terms import JobFilter, NoticeFilter
 from tests.factories import NOW, make_family
 from tests.stage import Stage

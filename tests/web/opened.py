@@ -20,10 +20,10 @@ from receiver.app import Clients, House, Plan, check
 from receiver.cli import service
 from receiver.clock import SystemClock
 from receiver.config import load
+from receiver.decisions import Decision
 from receiver.model import Channel, Family, Job, Output, Status, Update
 from receiver.rules import Change, apply_accepted, apply_lost, apply_update
 from receiver.services import Services
-from receiver.settling import Decision
 from receiver.stores import open_store
 from receiver.tokens import Tokens
 from receiver.web.application import create_app

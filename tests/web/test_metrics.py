@@ -9,12 +9,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from receiver.clock import ManualClock
 from receiver.counters import Counters
+from receiver.decisions import Decision
 from receiver.errors import StoreUnavailable
 from receiver.model import Channel, Status, Update
 from receiver.rules import apply_update
 from receiver.rush import Rush
 from receiver.settler import Settler
-from receiver.settling import Decision
 from tests.web.opened import HERE, Web, open_web
 
 PUBLIC = f'public_url = "{HERE}"'
