@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from receiver.handling import BadOptions, Context, Event, PermanentError, Stored, is_web_address, parse_size
+from receiver.handling import BadOptions, Context, Event, PermanentError, is_web_address, parse_size
 
+from .storage_folder import Folder
 from .storage_names import DEFAULT, PLAIN, NameTemplate
+from .storage_shelf import Shelf
 
 BUCKET = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.{0,200}))?")
 BUCKET_LIMIT = 5 * 1024**3  # of one copy within S3: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
@@ -89,13 +91,6 @@ class StorageOptions(msgspec.Struct):
         return mistakes
 
 
-class Shelf(Protocol):
-    """Where outputs are kept."""
-
-    async def keep(self, job: dict[str, Any], output: dict[str, Any]) -> Stored:
-        """Keep one, or find that it is kept already."""
-
-
 class Storage:
     """Keeps the outputs of `job.succeeded` as PATH/PROVIDER/DATE/JOB-INDEX.EXT, or as `name` says, then emits `job.stored`.
 
@@ -130,20 +125,9 @@ class Storage:
 def make_shelf(options: StorageOptions, context: Context) -> Shelf:
     names, max_bytes = NameTemplate(options.name), parse_size(options.max_bytes)
     if not options.is_bucket:
-        from .storage_folder import Folder
-
         return Folder((context.folder / options.path).resolve(), names, max_bytes, context)
     from .storage_s3 import Bucket  # its library is big, and an extra
 
     bucket, folders = options.split_bucket()
     given = {option: getattr(options, option) for option in BUCKET_OPTIONS}
     return Bucket(bucket, folders, given, names, max_bytes, context)
-
-
-class OverLimit(PermanentError):
-    """The output is larger than `max_bytes`."""
-
-
-def check_size(index: int, size: int, max_bytes: int) -> None:
-    if size > max_bytes:
-        raise OverLimit(f"output {index} has more bytes than max_bytes allows ({max_bytes})")

@@ -12,23 +12,21 @@ import asyncio
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from receiver.handling import Context, HTTPError, OutputGone, OutputStream, PermanentError, RetryLater, Stored
 
-from .storage import OverLimit, check_size
 from .storage_names import Name, NameTemplate
+from .storage_shelf import OverLimit, check_size, in_thread, whole
 from .storage_types import EXTENSIONS, HEAD_BYTES, TYPES_BY_EXTENSION, UNKNOWN, choose_declared, find_type
 
 WRITE_BYTES = 512 * 1024  # collected before a thread takes them
 MOST_WAITING = 1024 * 1024  # while it does
 MOST_PIECES = 1024  # in one call of the system
 FLUSH_BYTES = 8 * 1024 * 1024  # written before the disk is told to begin: it works while the rest comes, not only at the end
-T = TypeVar("T")
 
 
 class Folder:
@@ -274,24 +272,6 @@ class Part:
                 break
         self._rooted.add(final.parent)
         return Stored(uri=final.as_uri(), bytes=self.size, sha256=self._digest.hexdigest(), media_type=media_type)
-
-
-async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
-    """Run what blocks in a thread."""
-    return await whole(start_thread(work, *arguments))
-
-
-def start_thread(work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-    return asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-
-
-async def whole(task: asyncio.Future[T]) -> T:
-    """What came of it; cancelled, it is waited for, so that no file is closed under it."""
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
 
 
 def hash_file(path: Path) -> tuple[hashlib._Hash, int]:

@@ -22,9 +22,8 @@ from obstore.store import S3Store
 
 from receiver.handling import Context, HTTPError, OutputGone, OutputStream, PermanentError, Stored
 
-from .storage import check_size
-from .storage_folder import start_thread, whole
 from .storage_names import Name, NameTemplate
+from .storage_shelf import check_size, start_thread, whole
 from .storage_types import EXTENSIONS, HEAD_BYTES, choose_declared, find_type
 
 PART_BYTES = 8 * 1024 * 1024
