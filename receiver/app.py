@@ -47,8 +47,9 @@ from receiver.streams import Streams
 from receiver.submitter import Submitter
 from receiver.sweeper import Sweeper
 from receiver.tally import Tally
+from receiver.telemetry import open_tracing
 from receiver.tokens import Tokens
-from receiver.tracing import OFF, Tracing, open_tracing
+from receiver.tracing import OFF, Tracing
 from receiver.watchdog import Watchdog
 
 ROLES = ("web", "submit", "settle", "poll", "stream", "dispatch")

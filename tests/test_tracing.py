@@ -12,7 +12,8 @@ import structlog
 
 from receiver.errors import ConfigError
 from receiver.logs import set_up_logs
-from receiver.tracing import OFF, current, open_tracing, read_traceparent, trace_headers
+from receiver.telemetry import open_tracing
+from receiver.tracing import OFF, current, read_traceparent, trace_headers
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}

@@ -20,7 +20,7 @@ from receiver.errors import ConfigError, Unavailable
 from receiver.model import Status
 from receiver.stores import open_store
 from receiver.stores.base import Store
-from receiver.tracing import open_tracing
+from receiver.telemetry import open_tracing
 
 MIB, GIB = 2**20, 2**30
 LITTLE_DISK, NO_DISK = 1024 * MIB, 100 * MIB
