@@ -7,6 +7,7 @@ import sqlite3
 import pytest
 
 from receiver.errors import ConfigError
+from receiver.model import Status
 from receiver.stores import open_store
 from receiver.stores.migrate import Migration, find_pending, load_migrations, migrate_sqlite, split_statements
 
@@ -79,3 +80,26 @@ async def test_a_store_from_a_newer_version_is_not_opened(path):
     with pytest.raises(ConfigError, match="newer version"):
         async with open_store(f"sqlite:///{path}"):
             pass
+
+
+def test_no_column_and_no_index_makes_sqlite_build_a_list_for_every_row(db, path):
+    migrate_sqlite(db, path, load_migrations("sqlite"))
+    assert [name for name, sql in db.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL") if " IN (" in sql] == []
+
+
+def test_what_jobs_are_final_is_told_as_before_when_its_column_is_made_anew(db, path):
+    migrations = load_migrations("sqlite")
+    migrate_sqlite(db, path, [migration for migration in migrations if migration.number < 8])
+    for number, status in enumerate(Status):
+        db.execute(
+            "INSERT INTO jobs (id, submission_id, provider, operation, status, outputs, metadata, created_at, updated_at, finished_at,"
+            " deadline_at, position, sequence, is_own_verdict)"
+            " VALUES (?, 'sub_1', 'elkapi', 'default', ?, '[]', '{}', 1, 2, ?, 9, ?, 0, 0)",
+            (f"job_{number}", status.value, 5 if number % 2 else None, number),
+        )
+    final = "SELECT id, is_final, ended_at FROM jobs ORDER BY id"
+    before = db.execute(final).fetchall()
+    migrate_sqlite(db, path, migrations)
+    assert db.execute(final).fetchall() == before
+    assert {is_final for _, is_final, _ in before} == {0, 1}
+    assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

@@ -18,7 +18,9 @@ from receiver.times import to_micros
 T = TypeVar("T")
 Statement = tuple[str, list[Any]]
 TIMELINE_ROWS = 1_000  # of each kind
-SET_ASIDE = "outcome IN ('unreadable', 'mismatched', 'waiting', 'refuted', 'orphan')"  # as in the index
+SET_ASIDE = (  # as in the index
+    "(outcome = 'unreadable' OR outcome = 'mismatched' OR outcome = 'waiting' OR outcome = 'refuted' OR outcome = 'orphan')"
+)
 LOOKED_AT = 10_000  # notices for one page or answer where no index leads to them; there may be millions of answers to polls
 LAST_CALLBACK = (
     f"SELECT max(at) FROM (SELECT channel, at FROM notices ORDER BY arrival DESC LIMIT {LOOKED_AT}) AS latest WHERE channel = 'callback'"
