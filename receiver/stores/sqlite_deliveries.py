@@ -19,6 +19,7 @@ from receiver.model import Delivery, DeliveryState, Event, Stored
 from receiver.stores.listings import delivery_conditions
 from receiver.stores.rows import AMONG, DELIVERIES, decode_event, decode_outputs, encode_event, json_text
 from receiver.stores.sqlite_access import Access, Tx, Work, forgettable, one_by_one
+from receiver.stores.sqlite_packing import PACKED_DELIVERIES
 from receiver.stores.sqlite_statements import Insert
 from receiver.stores.terms import DeliveryFilter
 from receiver.times import to_micros
@@ -65,7 +66,7 @@ _PROMOTE = (
 )
 _CLAIMED = {"state": "'running'", "attempts": "delivery.attempts + 1", "updated_at": "?"}  # as _CLAIM writes it
 _FIND_READY = (
-    f"SELECT {', '.join(_CLAIMED.get(field, f'delivery.{field}') for field in DELIVERIES.fields)},"
+    f"SELECT {PACKED_DELIVERIES.columns('delivery', _CLAIMED)},"
     " events.envelope, events.depth, delivery.rowid FROM deliveries AS delivery CROSS JOIN events ON events.id = delivery.event_id"
     f" WHERE delivery.handler = ? AND delivery.stage = {READY} AND ifnull(delivery.next_attempt_at, 0) <= ?"
     " ORDER BY delivery.urgent_at IS NULL, delivery.urgent_at, delivery.created_at LIMIT ?"
@@ -107,7 +108,7 @@ def _claim(tx: Tx, asked: tuple[datetime, Mapping[str, int]]) -> list[tuple[Deli
     found = [row for handler, most in room.items() for row in tx.db.execute(_FIND_READY, (now, handler, now, max(most, 0)))]
     if found:
         tx.db.execute(_CLAIM, (now, tx.node, json_text([row[-1] for row in found])))
-    return [(DELIVERIES.decode(row), decode_event(row[-3], row[-2])) for row in found]
+    return [(PACKED_DELIVERIES.read(row), decode_event(row[-3], row[-2])) for row in found]
 
 
 def _finish(tx: Tx, asked: Sequence[Sequence[Delivery]]) -> list[list[bool]]:

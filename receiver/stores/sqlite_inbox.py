@@ -6,7 +6,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -15,10 +14,12 @@ from receiver.model import Notice
 from receiver.stores.claiming import choose_notices
 from receiver.stores.rows import AMONG, BODY, NOTICES, json_text
 from receiver.stores.sqlite_access import Access, Tx, forgettable, one_by_one
+from receiver.stores.sqlite_packing import PACKED_NOTICES
 from receiver.stores.sqlite_statements import Insert, Update
 from receiver.stores.terms import Kept, NoticeBound, NoticeOutcome
 
 _INSERT_NOTICES = Insert("notices", f"arrival, {NOTICES.columns}, claimed_by", "")
+_NOTICE = PACKED_NOTICES.columns("notices")
 _INSERT_BODIES = Insert("bodies", "arrival, body", "")
 _LAST_AND_KNOWN = f"SELECT (SELECT ifnull(max(arrival), 0) FROM notices), (SELECT json_group_array(id) FROM notices WHERE id {AMONG})"
 _SETTLE_NOTICES = Update(
@@ -61,11 +62,6 @@ def insert_notices(db: sqlite3.Connection, notices: Sequence[Notice], nodes: Map
     _INSERT_NOTICES.write(db, [(arrival, *NOTICES.encode(notice), nodes.get(notice.id)) for arrival, notice in arrivals])
     _INSERT_BODIES.write(db, [(arrival, notice.body) for arrival, notice in arrivals if notice.body])
     return set(new)
-
-
-def decode_notice(row: Sequence[Any]) -> Notice:
-    """From its columns and its body."""
-    return NOTICES.decode(row, body=row[len(NOTICES.fields)] or b"")
 
 
 def keep_notices(tx: Tx, asked: Sequence[tuple[Notice, NoticeBound, bool]]) -> list[Kept]:
@@ -127,10 +123,10 @@ def _claim(tx: Tx, asked: tuple[int, int]) -> list[Notice]:
         reason = f"its settling was begun {max_tries} times and never finished"
         tx.db.execute(f"UPDATE notices SET outcome = 'unreadable', reason = ? WHERE arrival {AMONG}", (reason, json_text(worn_out)))
     claimed = tx.db.execute(
-        f"UPDATE notices SET claimed_by = ?, tries = tries + 1 WHERE arrival {AMONG} RETURNING {NOTICES.columns}, {BODY}, arrival",
+        f"UPDATE notices SET claimed_by = ?, tries = tries + 1 WHERE arrival {AMONG} RETURNING {_NOTICE}, {BODY}, arrival",
         (tx.node, json_text(chosen)),
     ).fetchall()
-    return [decode_notice(row) for row in sorted(claimed, key=lambda row: row[-1])]
+    return [PACKED_NOTICES.read(row, body=row[-2] or b"") for row in sorted(claimed, key=lambda row: row[-1])]
 
 
 @one_by_one

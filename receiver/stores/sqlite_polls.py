@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from receiver.model import Job, Poll
 from receiver.stores.listings import OPEN_AFTER
-from receiver.stores.rows import AMONG, JOBS, POLLS, json_text
+from receiver.stores.rows import AMONG, POLLS, json_text
 from receiver.stores.sqlite_access import Access, Tx, forgettable, one_by_one
+from receiver.stores.sqlite_packing import PACKED_JOBS, PACKED_POLLS
 from receiver.times import to_micros
 
 # What was asked for while the poll was under way is not lost when its result is written.
@@ -67,11 +68,11 @@ def _claim(tx: Tx, asked: tuple[datetime, int, Sequence[str]]) -> list[tuple[Pol
         return []
     tx.db.execute(f"UPDATE polls SET claimed_by = ? WHERE job_id {AMONG}", (tx.node, ids))
     rows = tx.db.execute(
-        f"SELECT {POLLS.columns_of('poll')}, {JOBS.columns_of('job')} FROM json_each(?) AS claimed"
+        f"SELECT {PACKED_POLLS.columns('poll')}, {PACKED_JOBS.columns('job')} FROM json_each(?) AS claimed"
         " CROSS JOIN polls AS poll ON poll.job_id = claimed.value JOIN jobs AS job ON job.id = poll.job_id ORDER BY claimed.key",
         (ids,),
     )
-    return [(POLLS.decode(row), JOBS.decode(row[len(POLLS.fields) :])) for row in rows]
+    return [(PACKED_POLLS.read(row), PACKED_JOBS.read(row[PACKED_POLLS.width :])) for row in rows]
 
 
 @one_by_one
@@ -127,8 +128,8 @@ def _poll_again(db: sqlite3.Connection, asked: _Asked, where: str, value: str, n
 
 
 def load_polls(db: sqlite3.Connection, job_ids: Sequence[str]) -> dict[str, Poll]:
-    rows: Any = db.execute(f"SELECT {POLLS.columns} FROM polls WHERE job_id {AMONG}", (json_text(list(job_ids)),))
-    return {poll.job_id: poll for poll in map(POLLS.decode, rows)}
+    rows: Any = db.execute(f"SELECT {PACKED_POLLS.columns('polls')} FROM polls WHERE job_id {AMONG}", (json_text(list(job_ids)),))
+    return {poll.job_id: poll for poll in map(PACKED_POLLS.read, rows)}
 
 
 def _has_open(db: sqlite3.Connection, provider: str) -> bool:

@@ -29,7 +29,6 @@ from receiver.stores.listings import (
 )
 from receiver.stores.rows import BODY, CALLS, DELIVERIES, JOBS, NOTICES, decode_event, decode_learned, json_text
 from receiver.stores.sqlite_access import Access
-from receiver.stores.sqlite_inbox import decode_notice
 from receiver.stores.terms import MOST_RAW, CostSum, DeliveryFilter, JobFilter, Learned, NoticeFilter, Page, TimelineEntry
 from receiver.times import from_micros, to_micros
 
@@ -113,7 +112,7 @@ class ReadingPart(Access):
 
     async def read_notice(self, notice_id: str) -> Notice | None:
         statement = f"SELECT {NOTICES.columns}, {BODY} FROM notices WHERE id = ?"
-        return await self.read(lambda db: _one(db, statement, notice_id, decode_notice))
+        return await self.read(lambda db: _one(db, statement, notice_id, lambda row: NOTICES.decode(row, body=row[-1] or b"")))
 
     async def read_notices(self, filter: NoticeFilter, limit: int, cursor: str | None, most_raw: int = MOST_RAW) -> Page[Notice]:
         asked = select_notices(filter, limit, cursor)

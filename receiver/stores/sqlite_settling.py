@@ -27,6 +27,7 @@ from receiver.stores.rows import (
 from receiver.stores.sqlite_access import Access, Tx
 from receiver.stores.sqlite_deliveries import INSERT_EVENTS, insert_and_claim, take_back
 from receiver.stores.sqlite_inbox import insert_notices, settle_notices
+from receiver.stores.sqlite_packing import PACKED_JOBS
 from receiver.stores.sqlite_polls import load_polls, write_polls
 from receiver.stores.sqlite_statements import Update
 from receiver.stores.sqlite_submissions import insert_jobs, load_families
@@ -54,7 +55,7 @@ _decode_versions = msgspec.json.Decoder(tuple[tuple[str, int], ...]).decode
 _decode_rows = msgspec.json.Decoder(tuple[tuple[str, str | None, int, str], ...]).decode
 # A look for each id. With IN in place of this SQLite may go through all ids of the account.
 _BY_REMOTE_ID = (
-    f"SELECT {JOBS.columns_of('job')} FROM json_each(?) AS wanted CROSS JOIN jobs AS job INDEXED BY jobs_by_remote_id"
+    f"SELECT {PACKED_JOBS.columns('job')} FROM json_each(?) AS wanted CROSS JOIN jobs AS job INDEXED BY jobs_by_remote_id"
     " ON job.provider = ? AND job.remote_id = wanted.value"
 )
 _CONFIRM = "UPDATE notices SET outcome = CASE WHEN status IS ? THEN 'applied' ELSE 'refuted' END WHERE job_id = ? AND outcome = 'waiting'"
@@ -152,12 +153,12 @@ def _learn(db: sqlite3.Connection, durations: Sequence[Duration]) -> None:
 
 def _find_open_jobs(db: sqlite3.Connection, provider: str, remote_ids: Sequence[str]) -> list[Job]:
     rows = db.execute(f"{_BY_REMOTE_ID} AND (is_final = 0 OR is_own_verdict = 1)", (json_text(list(set(remote_ids))), provider))
-    return [JOBS.decode(row) for row in rows]
+    return [PACKED_JOBS.read(row) for row in rows]
 
 
 def _find_jobs(db: sqlite3.Connection, provider: str, remote_ids: Sequence[str]) -> list[Job]:
     rows = db.execute(f"{_BY_REMOTE_ID} ORDER BY created_at, job.id", (json_text(list(set(remote_ids))), provider))
-    return [JOBS.decode(row) for row in rows]
+    return [PACKED_JOBS.read(row) for row in rows]
 
 
 def _load_to_settle(db: sqlite3.Connection, submission_ids: Sequence[str]) -> tuple[dict[str, Family], dict[str, Poll]]:

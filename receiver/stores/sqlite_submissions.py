@@ -12,25 +12,27 @@ from receiver.errors import KeyReused
 from receiver.model import Family, Job, Submission
 from receiver.stores.rows import AMONG, JOBS, SUBMISSIONS, decode_input, json_text
 from receiver.stores.sqlite_access import Access, Tx, Work, one_by_one
+from receiver.stores.sqlite_packing import PACKED_JOBS, PACKED_SUBMISSIONS
 from receiver.stores.terms import Replayed
 from receiver.times import to_micros
 
+_JOB, _SUBMISSION = PACKED_JOBS.columns("jobs"), PACKED_SUBMISSIONS.columns("submissions")
 _INPUT = "(SELECT input FROM inputs WHERE submission_id = submissions.id)"
 
 
 def load_families(db: sqlite3.Connection, submission_ids: Iterable[str]) -> dict[str, Family]:
     ids = json_text(list(submission_ids))
     jobs: dict[str, list[Job]] = {}
-    for row in db.execute(f"SELECT {JOBS.columns} FROM jobs WHERE submission_id {AMONG} ORDER BY submission_id, position", (ids,)):
-        job = JOBS.decode(row)
+    for row in db.execute(f"SELECT {_JOB} FROM jobs WHERE submission_id {AMONG} ORDER BY submission_id, position", (ids,)):
+        job = PACKED_JOBS.read(row)
         jobs.setdefault(job.submission_id, []).append(job)
-    submissions = db.execute(f"SELECT {SUBMISSIONS.columns}, {_INPUT} FROM submissions WHERE id {AMONG}", (ids,))
+    submissions = db.execute(f"SELECT {_SUBMISSION}, {_INPUT} FROM submissions WHERE id {AMONG}", (ids,))
     families = (Family(_decode(row), ()) for row in submissions)
     return {one.submission.id: Family(one.submission, tuple(jobs.get(one.submission.id, ()))) for one in families}
 
 
 def _decode(row: Sequence[Any]) -> Submission:
-    return SUBMISSIONS.decode(row, input=decode_input(row[-1]))
+    return PACKED_SUBMISSIONS.read(row, input=decode_input(row[-1]))
 
 
 def insert_jobs(db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
