@@ -68,12 +68,12 @@ async def resolve_job(services: Services, job_id: str, remote_id: str | None = N
     now = services.clock.now()
 
     def change(family: Family) -> Change | None:
-        fresh = family.jobs[job.position]
-        if fresh.status is not Status.UNCONFIRMED:
+        fresh = family.find(job_id)
+        if fresh is None or fresh.status is not Status.UNCONFIRMED:
             return None
         if remote_id is not None and any(sibling.remote_id == remote_id for sibling in family.jobs):
             raise Invalid([{"pointer": "/remote_id", "detail": "another job of the submission has this id"}])
-        return abandon(family, job_id, now) if give_up or remote_id is None else resolve(family, job_id, remote_id, now)
+        return abandon(family, fresh, now) if give_up or remote_id is None else resolve(family, fresh, remote_id, now)
 
     if not await decide_on(services, job, change):
         raise Conflict("The job has left the status unconfirmed by itself.")
@@ -126,10 +126,10 @@ async def send_test_event(services: Services, handler: str) -> Event:
 
 
 def cancelled(family: Family, job: Job, count_field: str | None, now: datetime) -> Change | None:
-    fresh = family.jobs[job.position]
-    if family.submission.state is not SubmissionState.WAITING or fresh.is_final:
+    fresh = family.find(job.id)
+    if fresh is None or fresh.is_final or family.submission.state is not SubmissionState.WAITING:
         return None
-    return cancel_unsent(family, job.id, count_field, now)
+    return cancel_unsent(family, fresh, count_field, now)
 
 
 async def decide_on(services: Services, job: Job, change: Callable[[Family], Change | None]) -> bool:

@@ -225,10 +225,13 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Family(msgspec.Struct, frozen=True):
-    """A submission with all its jobs by position: the unit that is settled as one."""
+    """A submission with its jobs, in the order of their positions: the unit that is settled as one. A final job may have been deleted."""
 
     submission: Submission
     jobs: tuple[Job, ...]
+
+    def find(self, job_id: str) -> Job | None:
+        return next((job for job in self.jobs if job.id == job_id), None)
 
     @property
     def traceparent(self) -> str | None:

@@ -67,16 +67,22 @@ class Draft(msgspec.Struct):
     def of(cls, family: Family, now: datetime) -> Draft:
         return cls(family.submission, list(family.jobs), now)
 
-    def write(self, job: Job, **changes: Any) -> Job:
-        job = self.jobs[job.position] = msgspec.structs.replace(job, updated_at=self.now, **changes)
+    def put(self, job: Job) -> Job:
+        """In the place of what it was. That need not be its position: a job before it may have been deleted."""
+        for place, known in enumerate(self.jobs):
+            if known.id == job.id:
+                self.jobs[place] = job
         return job
+
+    def write(self, job: Job, **changes: Any) -> Job:
+        return self.put(msgspec.structs.replace(job, updated_at=self.now, **changes))
 
     def tell(self, job: Job, type: str, *, late: bool = False, **changes: Any) -> Job:
         return self.announce(msgspec.structs.replace(job, updated_at=self.now, sequence=job.sequence + 1, **changes), type, late=late)
 
     def announce(self, job: Job, type: str, *, late: bool = False) -> Job:
         """A job that is changed and counted already."""
-        self.jobs[job.position] = job
+        self.put(job)
         self.events.append(make_event(job, type, self.now, late=late))
         return job
 
@@ -104,8 +110,8 @@ def make_event(job: Job, type: str, now: datetime, *, late: bool = False) -> Eve
 
 def find_job(family: Family, remote_id: str | None) -> Job | None:
     """The job of this family that a notice is about; None when it has none, or none can be told."""
-    if remote_id is None:
-        return family.jobs[0] if len(family.jobs) == 1 else None
+    if remote_id is None:  # of several jobs all but one may have been deleted
+        return family.jobs[0] if len(family.jobs) == 1 and family.submission.count == 1 else None
     for job in family.jobs:
         if job.remote_id == remote_id:
             return job
@@ -119,8 +125,7 @@ def adopt(draft: Draft, remote_id: str) -> Job | None:
     orphan = next((job for job in draft.jobs if job.remote_id is None and may_adopt(job)), None)
     if orphan is None:
         return None
-    if draft.submission.state is SubmissionState.WAITING:  # it was taken after all: never send it again
-        draft.submission = msgspec.structs.replace(draft.submission, state=SubmissionState.LOST)
+    leave_waiting(draft)
     return accept(draft, orphan, remote_id)
 
 
@@ -210,6 +215,7 @@ def note_taken(draft: Draft, job: Job) -> Outcome:
 
 
 def leave_waiting(draft: Draft) -> None:
+    """It was taken after all: never send it again."""
     if draft.submission.state is SubmissionState.WAITING:
         draft.submission = msgspec.structs.replace(draft.submission, state=SubmissionState.LOST)
 
@@ -288,7 +294,7 @@ def accept_one(draft: Draft, remote_id: str, update: Update, maximum: int) -> No
     if job is None:
         if len(draft.jobs) >= maximum or any(job.remote_id is None for job in draft.jobs):
             return  # the id of a job that ended by a callback without one is no further job
-        job = sibling(draft, len(draft.jobs))
+        job = sibling(draft, 1 + max(job.position for job in draft.jobs))
         draft.jobs.append(job)
     accept(draft, job, remote_id, update.polling_url)
 

@@ -20,7 +20,7 @@ import structlog
 from receiver.config import HandlerConfig
 from receiver.counters import DURATIONS, Counters
 from receiver.decisions import Decide, Decision, has_words, mask_words
-from receiver.errors import StoreUnavailable
+from receiver.errors import StoreUnavailable, Unavailable
 from receiver.herald import own_event
 from receiver.ids import make_id
 from receiver.learning import duration_of, overdue_after
@@ -138,6 +138,19 @@ class Settling:
             if not open_ids:
                 return written
         raise StoreUnavailable(f"{len(open_ids)} submissions kept changing while they were settled")
+
+    async def settle_apart(self, decides: Mapping[str, Decide], now: datetime) -> list[str]:
+        """As `settle`, but what cannot be settled by a fault of our own harms no other. Returns the submissions that failed so."""
+        try:
+            await self.settle(decides, now)
+        except Unavailable:
+            raise
+        except Exception:
+            if len(decides) > 1:
+                return [failed for key, decide in decides.items() for failed in await self.settle_apart({key: decide}, now)]
+            log.error("submission.unsettled", submission=next(iter(decides)), exc_info=True)
+            return list(decides)
+        return []
 
     async def _write(self, settlements: Sequence[Settlement]) -> list[bool]:
         """Deliveries that can be run here at once are claimed with the write that makes them."""

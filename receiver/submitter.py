@@ -66,7 +66,8 @@ class Submitter:
         """What a process had marked sent when it died: it may have been taken."""
         lost = await self._store.claim_lost_submissions(100)
         reason = "The submit was under way when the process that sent it ended."
-        await self._settling.settle({family.submission.id: decide_lost(reason, now) for family in lost}, now)
+        decides = {family.submission.id: decide_lost(reason, now) for family in lost}
+        await until_stored(lambda: self._settling.settle_apart(decides, now), self._clock)  # nobody else claims them as long as we live
         return len(lost) == 100
 
     async def _submit(self, account: Account, family: Family) -> None:

@@ -16,6 +16,7 @@ from receiver.verdicts import expire
 BATCH = 200
 ORPHAN_RETENTION = timedelta(days=1)
 PRUNE_EVERY = timedelta(minutes=1)
+ASIDE = timedelta(minutes=10)
 LEARN_EVERY = timedelta(seconds=5)
 log = structlog.get_logger("receiver.sweeper")
 
@@ -25,6 +26,7 @@ class Sweeper:
 
     def __init__(self, settling: Settling, limiter: Limiter, config: StoreConfig) -> None:
         self._settling, self._store, self._limiter, self._config = settling, settling.store, limiter, config
+        self._aside: dict[str, datetime] = {}  # submissions that could not be settled, and until when
         self._prune_at: datetime | None = None
         self._learn_at: datetime | None = None
 
@@ -41,10 +43,13 @@ class Sweeper:
         return await self._prune(now) or has_more
 
     async def _expire(self, now: datetime) -> bool:
-        families = await self._store.claim_overdeadline(now, BATCH)
-        if families:
-            await self._settling.settle({family.submission.id: decide_expired(now) for family in families}, now)
-        return len(families) == BATCH
+        """One that cannot be settled is left alone for a while, and holds up nobody."""
+        self._aside = {submission_id: until for submission_id, until in self._aside.items() if until > now}
+        families = await self._store.claim_overdeadline(now, BATCH + len(self._aside))
+        decides = {family.submission.id: decide_expired(now) for family in families if family.submission.id not in self._aside}
+        failed = await self._settling.settle_apart(decides, now) if decides else []
+        self._aside |= dict.fromkeys(failed, now + ASIDE)
+        return len(decides) >= BATCH
 
     async def _prune(self, now: datetime) -> bool:
         if self._prune_at is not None and now < self._prune_at:

@@ -38,40 +38,33 @@ def close_unsent(draft: Draft) -> None:
 def not_found(family: Family, job_id: str, message: str, now: datetime) -> Change:
     """The provider does not know the id any more, after several polls."""
     draft = Draft.of(family, now)
-    job = find(family, job_id)
-    if not job.is_final:
+    job = family.find(job_id)
+    if job is not None and not job.is_final:
         end(draft, job, Status.FAILED, JobError(ErrorCode.NOT_FOUND, message), FinishedBy.POLL, own=True)
     return draft.done(job_id=job_id)
 
 
-def abandon(family: Family, job_id: str, now: datetime) -> Change:
+def abandon(family: Family, job: Job, now: datetime) -> Change:
     """The operator gives up an unconfirmed job."""
     draft = Draft.of(family, now)
-    job = find(family, job_id)
     end(draft, job, Status.FAILED, job.error, FinishedBy.OPERATOR, own=True)
-    return draft.done(job_id=job_id)
+    return draft.done(job_id=job.id)
 
 
-def resolve(family: Family, job_id: str, remote_id: str, now: datetime) -> Change:
+def resolve(family: Family, job: Job, remote_id: str, now: datetime) -> Change:
     """The operator knows the id of an unconfirmed job."""
     draft = Draft.of(family, now)
-    job = find(family, job_id)
     accept(draft, job, remote_id)
-    return draft.done(job_id=job_id)
+    return draft.done(job_id=job.id)
 
 
-def cancel_unsent(family: Family, job_id: str, count_field: str | None, now: datetime) -> Change:
+def cancel_unsent(family: Family, job: Job, count_field: str | None, now: datetime) -> Change:
     """A job whose submission was not marked sent is cancelled here; the provider never hears of it. Its siblings are sent without it."""
     draft = Draft.of(family, now)
     remaining = sum(not job.is_final for job in family.jobs) - 1
     if remaining and count_field is not None:
         smaller = {**family.submission.input, count_field: remaining}
         draft.submission = msgspec.structs.replace(family.submission, count=remaining, input=smaller)
-    job = find(family, job_id)
     end(draft, job, Status.CANCELLED, JobError(ErrorCode.CANCELLED, "Cancelled before it was sent."), FinishedBy.OPERATOR)
     close_unsent(draft)
-    return draft.done(job_id=job_id)
-
-
-def find(family: Family, job_id: str) -> Job:
-    return next(job for job in family.jobs if job.id == job_id)
+    return draft.done(job_id=job.id)

@@ -162,7 +162,7 @@ def test_a_job_that_the_provider_does_not_know_failed_until_it_says_otherwise():
 
 def test_an_abandoned_job_keeps_its_error_and_yields_to_the_providers_word():
     lost = rules.apply_lost(make_family(None, status=Status.SUBMITTING, state=SubmissionState.SENT), "no answer", NOW).family
-    change = verdicts.abandon(lost, "job_0", LATER)
+    change = verdicts.abandon(lost, lost.jobs[0], LATER)
     job = change.family.jobs[0]
     assert (job.status, job.error.code, job.finished_by) == (Status.FAILED, ErrorCode.SUBMIT_UNKNOWN, FinishedBy.OPERATOR)
     late = callback(change.family, remote_id="t9", status=Status.SUCCEEDED)
@@ -170,6 +170,31 @@ def test_an_abandoned_job_keeps_its_error_and_yields_to_the_providers_word():
 
 
 # Which job
+
+
+def without_first(family: Family) -> Family:
+    """As it stands once its first job was deleted."""
+    return Family(family.submission, family.jobs[1:])
+
+
+def test_news_finds_its_job_when_a_sibling_was_deleted():
+    left = without_first(make_family("t1", "t2", "t3"))
+    change = callback(left, remote_id="t3", status=Status.SUCCEEDED, outputs=PICTURE)
+    assert [(job.id, job.status) for job in change.family.jobs] == [("job_1", Status.QUEUED), ("job_2", Status.SUCCEEDED)]
+    expired = verdicts.expire(change.family, NOW + timedelta(hours=2))
+    assert [(job.id, job.status) for job in expired.family.jobs] == [("job_1", Status.EXPIRED), ("job_2", Status.SUCCEEDED)]
+
+
+def test_a_further_job_takes_no_position_that_is_held():
+    left = without_first(make_family(None, None, status=Status.SUBMITTING, state=SubmissionState.SENT))
+    updates = [Update(remote_id=remote_id) for remote_id in ("t1", "t2", "t3")]
+    change = rules.apply_accepted(left, updates, 4, NOW)
+    assert [(job.position, job.remote_id) for job in change.family.jobs] == [(1, "t1"), (2, "t2"), (3, "t3")]
+
+
+def test_what_names_no_id_is_not_taken_for_news_of_the_job_that_is_left():
+    change = callback(without_first(make_family("t1", "t2")), status=Status.SUCCEEDED, outputs=PICTURE)
+    assert (change.outcome, change.events) == (Outcome.UNREADABLE, ())
 
 
 def test_a_foreign_id_behind_a_good_token_is_mismatched():
@@ -308,7 +333,7 @@ def test_what_was_not_taken_waits_for_its_next_attempt():
 
 def test_cancelling_one_of_three_unsent_jobs_sends_for_two():
     family = make_family(None, None, None, status=Status.SUBMITTING, state=SubmissionState.WAITING)
-    change = verdicts.cancel_unsent(family, "job_1", "num_generations", LATER)
+    change = verdicts.cancel_unsent(family, family.jobs[1], "num_generations", LATER)
     assert (change.family.submission.count, change.family.submission.input["num_generations"]) == (2, 2)
     assert [job.status for job in change.family.jobs] == [Status.SUBMITTING, Status.CANCELLED, Status.SUBMITTING]
     assert change.family.submission.state is SubmissionState.WAITING
@@ -316,7 +341,7 @@ def test_cancelling_one_of_three_unsent_jobs_sends_for_two():
 
 def test_cancelling_the_last_unsent_job_closes_the_submission():
     family = make_family(None, status=Status.SUBMITTING, state=SubmissionState.WAITING)
-    assert verdicts.cancel_unsent(family, "job_0", None, LATER).family.submission.state is SubmissionState.CLOSED
+    assert verdicts.cancel_unsent(family, family.jobs[0], None, LATER).family.submission.state is SubmissionState.CLOSED
 
 
 # Confirming polls

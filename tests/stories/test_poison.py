@@ -435,3 +435,41 @@ def test_what_cannot_be_used_is_asked_about_at_once_though_news_came_with_it(tow
         assert (await stage.store.load_polls([job.id]))[job.id].due_at == stage.clock.now()
 
     town(story)
+
+
+def test_a_submission_that_cannot_be_settled_holds_up_no_deadline_but_its_own(town):
+    async def story(place: Town) -> None:
+        stage = place.stage
+        puzzle, neighbour = await place.running("elkapi", "elk-1"), await place.running("hoox", "hoox-1")
+        stage.clock.advance(timedelta(days=1, seconds=1))
+        stage.errs_over(puzzle.submission.id)
+        await place.run("sweep", "sweep")
+        assert (await place.only_job(neighbour)).status is Status.EXPIRED
+        stage.errs_over("")
+        await place.run("sweep")
+        assert (await place.only_job(puzzle)).status is Status.QUEUED  # left alone for a while
+        stage.clock.advance(timedelta(minutes=11))
+        await place.run("sweep")
+        assert (await place.only_job(puzzle)).status is Status.EXPIRED
+
+    town(story)
+
+
+def test_a_submission_that_cannot_be_settled_holds_up_no_submit(town):
+    async def story(place: Town) -> None:
+        stage = place.stage
+        sent = [await place.submitted("elkapi"), await place.submitted("elkapi")]
+        for family in await stage.store.claim_submissions(stage.clock.now(), 10, ["elkapi"]):
+            assert await stage.store.mark_sent(family.submission.id, stage.clock.now())
+        await stage.close(kill=True)
+        await stage.open()
+        stage.errs_over(sent[0].submission.id)
+        waiting = await place.submitted("hoox")
+        await place.run("submit")
+        assert [(await place.only_job(family)).status for family in (*sent, waiting)] == [
+            Status.SUBMITTING,
+            Status.UNCONFIRMED,
+            Status.UNCONFIRMED,  # it was sent, and its answer got lost
+        ]
+
+    town(story)

@@ -138,6 +138,17 @@ async def test_a_fan_out_brings_every_generation_home(sim, tmp_path, provider):
         assert sim.simulator.ledger.billed == 3
 
 
+@pytest.mark.parametrize("faults", [(), (Fault.LOST,)])
+async def test_a_job_comes_home_though_its_sibling_was_deleted(sim, tmp_path, faults):
+    sim.simulator.plan("oxen", Scenario(seconds=1.5, faults=frozenset(faults)))
+    async with open_home(sim, tmp_path, polling=QUICK) as home:
+        first, second = await home.submit("oxen", **{**SUBMITS["oxen"], "input": {"num_generations": 2}})
+        await home.api.post(f"/v1/jobs/{first['id']}/cancel")
+        assert (await home.final(first["id"]))["status"] == "cancelled"
+        assert (await home.api.delete(f"/v1/jobs/{first['id']}")).status_code == 204
+        assert (await home.final(second["id"]))["status"] == "succeeded"
+
+
 async def test_each_submit_has_a_connection_of_its_own(sim, tmp_path):
     """One that was kept may die under the request, and nobody could tell whether it was taken."""
     raw = response(200, b'{"id": "elk-1", "status": "queued"}', content_type="application/json")
