@@ -51,6 +51,8 @@ async def _handle(handler: Handler, run: Run) -> None:
     run.span.carry()
     try:
         await handler.handle(run.event)
+    except SystemExit as error:  # it would end the loop, and leave a process that listens and answers nobody
+        raise RuntimeError("the handler tried to end the process") from error
     finally:
         current.set(None)  # else the task, its context and the run hold each other until the garbage collector comes by
 
@@ -140,6 +142,11 @@ class Dispatcher:
     def _begin(self, delivery: Delivery, event: Event) -> None:
         run = Run(delivery, event, self._begin_span(delivery, event) if self._tracing.is_on else NOTHING)
         self.health[delivery.handler].running += 1
+        attempts = self._configs[delivery.handler].retry.attempts
+        if delivery.attempts > attempts:  # a run that failed says so; this one may be what ends our process, at every start
+            run.error = PermanentError(f"it was begun {delivery.attempts - 1} times; retry.attempts allows {attempts}")
+            self._ended(run)
+            return
         self._runs[delivery.handler].start(run, _handle(self._handlers[delivery.handler], run))
 
     def _begin_span(self, delivery: Delivery, event: Event) -> Span:
@@ -173,7 +180,7 @@ class Dispatcher:
 
     async def _write(self, runs: Sequence[Run]) -> None:
         now = self._clock.now()
-        ends = [outcome_of(run.delivery, self._configs[run.delivery.handler], run.error, now, self._masker) for run in runs]
+        ends = [self._end(run, now) for run in runs]
         try:
             written = await until_stored(lambda: self._store.finish_deliveries(ends), self._clock)
         except Exception as error:  # one that cannot be written must not harm the others
@@ -188,6 +195,14 @@ class Dispatcher:
                     span.fail(type(run.error).__name__)
                 self._note(after, now)
         await self._tell_of_dead([after for after, is_written in zip(ends, written, strict=True) if is_written], now)
+
+    def _end(self, run: Run, now: datetime) -> Delivery:
+        config = self._configs[run.delivery.handler]
+        try:
+            return outcome_of(run.delivery, config, run.error, now, self._masker)
+        except Exception as error:  # what a handler raises is its own work, and may say nothing of itself but its name
+            unread = RuntimeError(f"{type(run.error).__name__} was raised, which cannot be read: {type(error).__name__}")
+            return outcome_of(run.delivery, config, unread, now, self._masker)
 
     def _note(self, delivery: Delivery, now: datetime) -> None:
         health = self.health[delivery.handler]

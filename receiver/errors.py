@@ -1,4 +1,4 @@
-"""Every exception of ours.
+"""The exceptions that cross rooms.
 
 ReceiverError
 ├─ ConfigError              start only; lists every mistake
@@ -26,6 +26,7 @@ ReceiverError
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -155,8 +156,10 @@ class PermanentError(ReceiverError):
 
 
 class RetryLater(ReceiverError):
-    """Try this delivery again after so many seconds."""
+    """Try this delivery again after so many seconds. ValueError where that is no number."""
 
     def __init__(self, seconds: float, message: str = "") -> None:
-        self.seconds = seconds
-        super().__init__(message or f"try again in {seconds:g} s")
+        self.seconds = float(seconds)  # it may come from a header
+        if math.isnan(self.seconds):
+            raise ValueError("seconds must be a number")
+        super().__init__(message or f"try again in {self.seconds:g} s")

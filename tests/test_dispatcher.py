@@ -2,14 +2,19 @@
 
 import asyncio
 import gc
+import os
+import sys
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, cast
+
+import pytest
 
 from receiver.clock import SystemClock
 from receiver.config import HandlerConfig
 from receiver.counters import Counters
 from receiver.dispatcher import Dispatcher
+from receiver.errors import RetryLater
 from receiver.masking import Masker
 from receiver.model import DeliveryState
 from receiver.runs import Run
@@ -102,6 +107,82 @@ async def test_one_end_that_cannot_be_written_harms_no_other(tmp_path, monkeypat
         await dispatcher.run_pass(SystemClock().now())
         await until_idle(dispatcher)
         assert await states(store) == [DeliveryState.DONE] * 3 + [DeliveryState.RUNNING]
+
+
+class Unreadable(Exception):
+    def __str__(self):
+        raise ValueError("nor this")
+
+
+class Careless(RetryLater):
+    def __init__(self):  # without what RetryLater keeps
+        pass
+
+
+ODD = {"unreadable": Unreadable, "careless": Careless, "no number": lambda: RetryLater("soon"), "NaN": lambda: RetryLater(float("nan"))}
+
+
+@pytest.mark.parametrize("make", ODD.values(), ids=ODD)
+async def test_an_exception_that_cannot_be_read_is_a_failure_of_its_own_run_alone(tmp_path, make):
+    seen = []
+
+    async def handle(event):
+        seen.append(event)
+        if len(seen) == 1:
+            raise make()
+
+    async with dispatching(tmp_path, handle, 3) as (dispatcher, store, _):
+        await dispatcher.run_pass(SystemClock().now())
+        await until_idle(dispatcher)
+        assert await states(store) == [DeliveryState.DONE, DeliveryState.DONE, DeliveryState.RETRYING]
+        failed = next(delivery for delivery in (await store.read_deliveries(DeliveryFilter(), 9, None)).rows if delivery.last_error)
+        assert failed.last_error.split(":")[0] in {"RuntimeError", "ValueError"}
+
+
+async def test_seconds_that_come_from_a_header_are_a_number_all_the_same():
+    assert RetryLater("30").seconds == 30
+
+
+async def test_a_handler_that_ends_the_process_ends_only_its_own_run(tmp_path):
+    async def handle(event):
+        sys.exit(3)
+
+    async with dispatching(tmp_path, handle) as (dispatcher, store, _):
+        await dispatcher.run_pass(SystemClock().now())
+        await until_idle(dispatcher)
+        (delivery,) = (await store.read_deliveries(DeliveryFilter(), 9, None)).rows
+        assert (delivery.state, delivery.last_error) == (
+            DeliveryState.RETRYING,
+            "RuntimeError: the handler tried to end the process",
+        )
+
+
+async def test_what_ends_our_process_each_time_is_dead_after_as_many_attempts_as_it_has(tmp_path):
+    begun = []
+
+    async def handle(event):
+        begun.append(event)
+
+    def die(store):
+        """As after a kill -9: it releases nothing, and its lock is gone."""
+        os.close(store._node_file._file)
+        store._node_file._file = -1
+        store.leave = lambda tx: None
+
+    for _ in range(8):
+        async with dispatching(tmp_path, handle, 0 if begun else 1) as (dispatcher, store, _):
+            await store.bury_dead_nodes()
+            (claimed,) = await store.claim_deliveries(SystemClock().now(), {"tell": 1})
+            begun.append(claimed)
+            die(store)
+    begun.clear()
+    async with dispatching(tmp_path, handle, 0) as (dispatcher, store, _):
+        await store.bury_dead_nodes()
+        await dispatcher.run_pass(SystemClock().now())
+        await until_idle(dispatcher)
+        (delivery,) = (await store.read_deliveries(DeliveryFilter(state=DeliveryState.DEAD), 9, None)).rows
+        assert begun == []
+        assert delivery.last_error == "PermanentError: it was begun 8 times; retry.attempts allows 8"
 
 
 async def test_a_full_handler_wakes_the_loop_when_a_run_ends(tmp_path):
