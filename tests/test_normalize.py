@@ -553,3 +553,30 @@ def test_a_reset_far_away_is_no_reason_to_stay_silent_for_ever():
 def test_the_type_of_a_data_uri_is_a_media_type_or_plain_text():
     assert guess_media_type("data:<script>,x") == "text/plain"
     assert guess_media_type("data:image/png;base64,x") == "image/png"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        rb'"cut \ud83d"',  # JSON.stringify, of a text that was cut within a character
+        rb'"\udc4d\\ud83d"',
+        b'"cut \xd0"',  # the same of bytes
+        b"NaN",
+        b"[-Infinity]",
+    ],
+)
+def test_what_was_paid_for_is_not_lost_over_a_prompt_that_was_cut_off(prompt):
+    account = small('outputs = "outputs"\n')
+    taken = submit(account, 200, b'{"id": "r-1", "status": "queued", "prompt": %s}' % prompt)
+    assert isinstance(taken, Accepted)
+    assert [update.remote_id for update in taken.updates] == ["r-1"]
+    done = poll(account, 200, b'{"id": "r-1", "status": "done", "outputs": ["https://cdn.example/1.png"], "prompt": %s}' % prompt)
+    assert isinstance(done, Update)
+    assert (done.status, done.outputs[0].url) == (Status.SUCCEEDED, "https://cdn.example/1.png")
+
+
+def test_an_error_in_words_that_are_no_characters_can_be_stored():
+    failed = poll(small(), 200, rb'{"id": "r-1", "status": "failed", "why": "no \ud83d"}')
+    assert isinstance(failed, Update)
+    assert failed.error is not None
+    assert failed.error.message == "no ?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -31,13 +32,24 @@ MAX_OUTPUTS = 1_000
 
 def parse_json(body: bytes) -> Any:
     """Raises Unreadable for anything that is no JSON object or list."""
+    body = body.removeprefix(b"\xef\xbb\xbf")
     try:
-        value = msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf"))
+        value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise Unreadable("the body is empty" if not body.strip() else f"the body is not JSON: {error}") from None
+        try:
+            value = _parse_leniently(body)
+        except (msgspec.DecodeError, RecursionError, ValueError):
+            raise Unreadable("the body is empty" if not body.strip() else f"the body is not JSON: {error}") from None
     if not isinstance(value, dict | list):
         raise Unreadable("the body is JSON, but no object")
     return value
+
+
+def _parse_leniently(body: bytes) -> Any:
+    """What others write and call JSON: half of a character, as an escape or as bytes, where a prompt was cut off, and `NaN`. What was paid
+    for must not be lost over that. Raises ValueError, RecursionError."""
+    value = json.loads(body.decode(errors="replace"), parse_constant=lambda _: None)
+    return msgspec.json.decode(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
 
 
 def at_root(reading: Reading, body: Any) -> Any:
