@@ -151,11 +151,12 @@ async def test_a_bulk_replay_says_how_many():
     assert json.loads(requests[0].content) == {"state": "dead"}
 
 
-def stream(*ids):
+def stream(*ids, after=""):
     """Events as the server sends them, whose stream then breaks off."""
+    begins = f"last-event-id: {after}\r\n" if after else ""
     events = "".join(f"id: {each}\nevent: job.succeeded\ndata: {json.dumps({'id': each})}\n\n" for each in ids)
     body = f": connected\n\n{events}".encode()
-    return b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\nconnection: close\r\n\r\n" + body
+    return f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n{begins}connection: close\r\n\r\n".encode() + body
 
 
 def streams(*answers):
@@ -185,6 +186,12 @@ async def test_a_stream_goes_on_after_the_last_event_seen():
         assert await take(3, client.events(type="job.*", job_id="job_1")) == ["evt_1", "evt_2", "evt_3"]
     assert [seen.headers.get("last-event-id") for seen in peer.seen] == [None, "evt_2", "evt_2", "evt_2"]
     assert {seen.target for seen in peer.seen} == {"/v1/events?type=job.%2A&job_id=job_1"}
+
+
+async def test_a_stream_that_broke_off_before_its_first_event_goes_on_where_it_began():
+    async with serve(streams(stream(after="evt_0"), stream("evt_1", after="evt_0"))) as peer, Client(peer.url) as client:
+        assert await take(1, client.events()) == ["evt_1"]
+    assert [seen.headers.get("last-event-id") for seen in peer.seen] == [None, "evt_0"]
 
 
 async def test_a_stream_that_was_never_open_raises():

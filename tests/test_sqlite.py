@@ -417,7 +417,7 @@ class TestPlans:
         await store.read_timeline(job.id)
         await store.read_events(1, 10)
         await store.find_event_position("evt_1")
-        await store.event_bounds()
+        await store.newest_event()
         family = (await store.load_families([job.submission_id]))[job.submission_id]
         done = tuple(replace(job, status=Status.FAILED, finished_at=NOW) for job in family.jobs)
         assert await store.settle([Settlement(submission=family.submission, version=family.submission.version, jobs=done)]) == [True]

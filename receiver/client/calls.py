@@ -239,6 +239,7 @@ class Client:
             try:
                 async with self._stream("/v1/events", query, last_event_id) as source:
                     has_connected = True
+                    last_event_id = source.response.headers.get("last-event-id", last_event_id)
                     async for sse in source.aiter_sse():
                         pause.reset()
                         if sse.data:

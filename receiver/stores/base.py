@@ -242,8 +242,8 @@ class Reading(Protocol):
         """None: not kept (any more)."""
         ...
 
-    async def event_bounds(self) -> tuple[int, int]:
-        """(oldest, newest) position kept; (0, 0) when there are none."""
+    async def newest_event(self) -> tuple[int, str] | None:
+        """Its position and its id; None when there are none."""
         ...
 
     async def count_jobs(self) -> dict[tuple[str, str], int]:

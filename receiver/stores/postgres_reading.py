@@ -174,11 +174,9 @@ class ReadingPart(Access):
         rows = await self._rows("SELECT position FROM events WHERE id = $1", event_id)
         return int(rows[0][0]) if rows else None
 
-    async def event_bounds(self) -> tuple[int, int]:
-        ((oldest, newest),) = await self._rows(
-            f"SELECT (SELECT min(position) FROM events), (SELECT max(position) FROM events WHERE position < {SAFE})"
-        )
-        return oldest or 0, newest or 0
+    async def newest_event(self) -> tuple[int, str] | None:
+        rows = await self._rows(f"SELECT position, id FROM events WHERE position < {SAFE} ORDER BY position DESC LIMIT 1")
+        return (rows[0][0], rows[0][1]) if rows else None
 
     async def count_jobs(self) -> dict[tuple[str, str], int]:
         return await self._counts("SELECT provider, status, count(*) FROM jobs WHERE NOT is_final GROUP BY provider, status")

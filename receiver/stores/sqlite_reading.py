@@ -140,11 +140,8 @@ class ReadingPart(Access):
     async def find_event_position(self, event_id: str) -> int | None:
         return await self.read(lambda db: _one(db, "SELECT position FROM events WHERE id = ?", event_id, lambda row: int(row[0])))
 
-    async def event_bounds(self) -> tuple[int, int]:
-        oldest, newest = await self.read(
-            lambda db: db.execute("SELECT (SELECT min(position) FROM events), (SELECT max(position) FROM events)").fetchone()
-        )
-        return oldest or 0, newest or 0
+    async def newest_event(self) -> tuple[int, str] | None:
+        return await self.read(lambda db: db.execute("SELECT position, id FROM events ORDER BY position DESC LIMIT 1").fetchone())
 
     async def count_jobs(self) -> dict[tuple[str, str], int]:
         return await self.read(

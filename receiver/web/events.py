@@ -30,15 +30,17 @@ LOOK_ANYWAY = 10.0  # seconds
 PING = 15  # seconds
 SEND_TIMEOUT = 30  # seconds for a client that does not read
 PAUSE = 1.0  # seconds before a store that is away is asked again
+NONE_YET = "evt_" + "0" * 32
 GRACE = 2.0  # seconds for a stream to end by itself when the server stops
 
 
 async def follow_events(request: Request, query: Query) -> Response:
     services = services_of(request)
-    position = await find_start(services, request.headers.get("last-event-id"))
+    position, last_event_id = await find_start(services, request.headers.get("last-event-id"))
     stopping = anyio.Event()
     return EventSourceResponse(
         send_events(services, request.app.state.waiting, position, query, stopping),
+        headers={"Last-Event-ID": last_event_id},
         sep="\n",
         ping=PING,
         ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
@@ -48,14 +50,15 @@ async def follow_events(request: Request, query: Query) -> Response:
     )
 
 
-async def find_start(services: Services, last_event_id: str | None) -> int:
-    """The position after which to send: that of the last event seen; of now without one; 0 where it is kept no more."""
+async def find_start(services: Services, last_event_id: str | None) -> tuple[int, str]:
+    """The position after which to send, and the event that stands there: the last one seen; without one the newest of all. 0 where it is
+    kept no more, or where there is none yet."""
     if not last_event_id:
-        return (await services.store.event_bounds())[1]
+        return await services.store.newest_event() or (0, NONE_YET)
     if not re.fullmatch("evt_[0-9a-f]{32}", last_event_id):
         raise Invalid([{"parameter": "Last-Event-ID", "detail": "is not the id of an event, like evt_ and 32 hexadecimal digits"}])
     position = await services.store.find_event_position(last_event_id)
-    return position if position is not None else 0
+    return position if position is not None else 0, last_event_id
 
 
 async def send_events(
@@ -106,7 +109,15 @@ OPERATIONS = (
         follow_events,
         "Events",
         "Follow all events as they happen; each one's `data` is its CloudEvents envelope, its `id` the event's id, its `event` the type.",
-        (Answer(200, "A stream that does not end.", Envelope, "text/event-stream"),),
+        (
+            Answer(
+                200,
+                "A stream that does not end.",
+                Envelope,
+                "text/event-stream",
+                {"Last-Event-ID": "The event after which it begins: to come back to when it breaks off before the first one."},
+            ),
+        ),
         (
             text("type", "Only events whose type fits this glob, like `job.*`."),
             text("provider", "Only events about jobs of this account."),

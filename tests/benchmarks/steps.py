@@ -106,7 +106,7 @@ def read(store: Store, filling: Filling) -> dict[str, Step]:
         "unconfirmed jobs": lambda: store.find_unconfirmed("pixazo"),
         "events, the oldest": lambda: store.read_events(0, 100),
         "an event's position": lambda: store.find_event_position(filling.id("evt", middle)),
-        "bounds of events": store.event_bounds,
+        "the newest event": store.newest_event,
         "idempotency key": lambda: store.has_submission("", f"order-{middle}"),
         "100 families": lambda: store.load_families([filling.id("sub", n) for n in some]),
         "100 families and their polls": lambda: store.load_to_settle([filling.id("sub", n) for n in some]),

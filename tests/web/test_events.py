@@ -70,6 +70,18 @@ async def test_a_stream_is_resumed_after_the_last_event_seen(web: Web):
         assert json.loads(event.data)["subject"] == job.id
 
 
+async def test_a_stream_says_where_it_begins(web: Web):
+    """So that nothing is missed when it breaks off before its first event."""
+    async with serve(web) as (client, _):
+        async with aconnect_sse(client, "GET", "/v1/events") as source:
+            first = source.response.headers["last-event-id"]
+        await web.succeed(ELK, DONE)
+        async with aconnect_sse(client, "GET", "/v1/events", headers={"Last-Event-ID": first}) as source:
+            seen = await take(2, source.aiter_sse())
+        async with aconnect_sse(client, "GET", "/v1/events") as source:
+            assert source.response.headers["last-event-id"] == seen[-1].id
+
+
 async def test_an_id_that_is_kept_no_more_starts_at_the_oldest(web: Web):
     await web.succeed(ELK, DONE)
     async with serve(web) as (client, _):
