@@ -2,6 +2,8 @@
 
 import asyncio
 import importlib.util
+import json
+import socket
 import sys
 from contextlib import asynccontextmanager, suppress
 
@@ -23,7 +25,8 @@ POST = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 def parser(request, monkeypatch):
     if request.param == "h11":
         monkeypatch.setitem(sys.modules, "httptools", None)
-        monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
+        for name in ("uvicorn.protocols.http.httptools_impl", "receiver.cli.connections_httptools"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
     elif importlib.util.find_spec("httptools") is None:
         pytest.skip("httptools is not installed")
     return request.param
@@ -31,10 +34,16 @@ def parser(request, monkeypatch):
 
 async def echo(scope, receive, send):
     """Answers with the number of bytes of the body; `/early` before it reads them, `/big` with more than anybody reads, `/ready` with
-    what is ready."""
+    what is ready, `/stream` without an end."""
     if scope["path"] == "/ready":
         assert exchange_of(scope) is not None
         await READY(scope, receive, send)
+        return
+    if scope["path"] == "/stream":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"transfer-encoding", b"chunked")]})
+        await send({"type": "http.response.body", "body": b"xx", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
         return
     size, more = 0, scope["path"] != "/early"
     while more:
@@ -100,6 +109,16 @@ async def trickle(reader, writer):
         writer.write(b"x")
         await asyncio.wait([ended], timeout=0.02)
     return await ended
+
+
+async def answers(reader, count):
+    """So many answers: status and body."""
+    found = []
+    for _ in range(count):
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), BOUND)
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        found.append((head[9:12], await reader.readexactly(length)))
+    return found
 
 
 async def is_well(port):
@@ -273,3 +292,87 @@ async def test_what_is_no_http_after_an_answer_that_is_ready_ends_the_connection
             writer.write(b"nonsense\r\n\r\n")
             assert (await everything(reader))[9:12] == b"400"
         assert await is_well(port)
+
+
+SWITCH = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+NEXT = b"GET /ready HTTP/1.1\r\nHost: a\r\n\r\n"
+COUNTED = b"POST / HTTP/1.1\r\nHost: a\r\n" + SWITCH + b"Content-Length: %d\r\n\r\n%s" % (len(NEXT), NEXT)
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\n" + SWITCH + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(NEXT), NEXT)
+BARE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+@pytest.mark.parametrize(("asked", "size"), [(COUNTED, len(NEXT)), (CHUNKED, len(NEXT)), (BARE, 0)], ids=["counted", "chunked", "bare"])
+@pytest.mark.parametrize("step", [1, 37, 10_000])
+async def test_who_would_like_another_protocol_has_a_body_all_the_same_and_what_stands_in_it_is_no_request(asked, size, step):
+    """Java's client asks for HTTP/2 so with its first request."""
+    async with serving() as port, connected(port) as (reader, writer):
+        raw = asked + ASK_READY + asked
+        for begin in range(0, len(raw), step):
+            writer.write(raw[begin : begin + step])
+            await writer.drain()
+            await asyncio.sleep(0)
+        expected = (b"200", str(size).encode())
+        assert await answers(reader, 3) == [expected, (b"200", b"ready"), expected]
+        assert await ask(reader, writer, ASK_READY) == (b"200", b"ready")
+
+
+async def test_thousands_who_would_like_another_protocol_in_one_breath_do_no_harm():
+    async with serving() as port:
+        async with connected(port) as (reader, writer):
+            writer.write(BARE * 5_000)
+            with suppress(ConnectionError):
+                await asyncio.wait_for(reader.read(1), BOUND)
+        assert await is_well(port)
+
+
+async def test_what_is_no_http_behind_an_early_answer_gets_no_second_one(caplog):
+    async with serving() as port:
+        async with connected(port) as (reader, writer):
+            early = b"POST /early HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+            assert (await ask(reader, writer, early))[0] == b"200"
+            writer.write(b"zz\r\n")
+            assert await everything(reader) == b""
+        assert await is_well(port)
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+async def test_an_answer_under_way_has_no_other_in_its_middle(parser):
+    if parser == "h11":
+        pytest.skip("h11 reads one request after the other")
+    async with serving() as port, connected(port) as (reader, writer):
+        writer.write(b"GET /stream HTTP/1.1\r\nHost: a\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + b"\r\nno http\r\n\r\n")
+        assert await everything(reader) == b"2\r\nxx\r\n"
+
+
+async def test_what_is_no_http_is_told_so_as_all_else():
+    async with serving() as port, connected(port) as (reader, writer):
+        writer.write(b"nonsense\r\n\r\n")
+        head, _, body = (await everything(reader)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b"content-type: application/problem+json" in head
+        assert json.loads(body)["status"] == 400
+
+
+async def test_a_target_may_name_its_host():
+    async with serving() as port, connected(port) as (reader, writer):
+        assert await ask(reader, writer, b"GET http://a/ready HTTP/1.1\r\nHost: a\r\n\r\n") == (b"200", b"ready")
+
+
+async def test_a_closed_connection_that_nobody_reads_from_is_cut(monkeypatch):
+    """Less stands in the buffer than makes a transport say that it is full."""
+    monkeypatch.setattr(connections, "READER_SECONDS", 0.2)
+    async with running() as (port, server):
+        with socket.create_connection(("127.0.0.1", port)) as slow:
+            slow.sendall(b"GET /ready HTTP/1.1\r\nHost: a\r\n\r\n")
+            async with asyncio.timeout(BOUND):
+                while not server.server_state.connections:
+                    await asyncio.sleep(0)
+                (connection,) = server.server_state.connections
+                while connection.transport.get_write_buffer_size() == 0:  # as much as the system takes, and a little more
+                    connection.transport.write(b"x" * 30_000)
+                    await asyncio.sleep(0)
+                connection.transport.close()
+                while server.server_state.connections:
+                    await asyncio.sleep(0.01)

@@ -132,7 +132,8 @@ def choose_parser(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The HTTP parser of the servers that this test starts; where it is not installed, the test is skipped."""
     if name == "h11":
         monkeypatch.setitem(sys.modules, "httptools", None)
-        monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
+        for name in ("uvicorn.protocols.http.httptools_impl", "receiver.cli.connections_httptools"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
     elif importlib.util.find_spec("httptools") is None:
         pytest.skip("httptools is not installed")
 
