@@ -51,7 +51,7 @@ async def _handle(handler: Handler, run: Run) -> None:
     run.span.carry()
     try:
         await handler.handle(run.event)
-    except SystemExit as error:  # it would end the loop, and leave a process that listens and answers nobody
+    except (SystemExit, KeyboardInterrupt) as error:  # it would end the loop, and leave a process that listens and answers nobody
         raise RuntimeError("the handler tried to end the process") from error
     finally:
         current.set(None)  # else the task, its context and the run hold each other until the garbage collector comes by
@@ -311,7 +311,8 @@ def outcome_of(delivery: Delivery, config: HandlerConfig, error: BaseException |
     """The delivery after a run: done, retrying at some time, or dead."""
     if error is None:
         return msgspec.structs.replace(delivery, state=DeliveryState.DONE, next_attempt_at=None, last_error=None, updated_at=now)
-    text = masker.mask_text(f"{type(error).__name__}: {error}")[:MAX_ERROR]
+    words = f"{type(error).__name__}: {error}".encode(errors="replace").decode()  # half a character cannot be stored
+    text = masker.mask_text(words)[:MAX_ERROR]
     if isinstance(error, PermanentError) or delivery.attempts >= config.retry.attempts:
         return msgspec.structs.replace(delivery, state=DeliveryState.DEAD, next_attempt_at=None, last_error=text, updated_at=now)
     hint = error.seconds if isinstance(error, RetryLater) else None

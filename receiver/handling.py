@@ -49,6 +49,7 @@ __all__ = [
     "post",
 ]
 
+CLOSE_SECONDS = 10.0
 GROUP = "receiver.handlers"
 MAX_ANSWER_BYTES = 64 * 1024
 OURS = "callback-receiver"
@@ -151,7 +152,12 @@ class Handler:
             await result
 
     async def close(self) -> None:
-        await self._call_optional("close")
+        """Whatever comes of it, the others are closed, and the server ends as it should."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._call_optional("close")
+        except (Exception, SystemExit) as error:
+            self._context.log.error("handler.not_closed", error=f"{type(error).__name__}: {error}", exc_info=True)
 
     async def _call_optional(self, name: str) -> None:
         method = getattr(self._made, name, None)

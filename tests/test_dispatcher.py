@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import sys
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, cast
@@ -119,7 +118,13 @@ class Careless(RetryLater):
         pass
 
 
-ODD = {"unreadable": Unreadable, "careless": Careless, "no number": lambda: RetryLater("soon"), "NaN": lambda: RetryLater(float("nan"))}
+ODD = {
+    "half a character": lambda: ValueError("\ud83d"),
+    "unreadable": Unreadable,
+    "careless": Careless,
+    "no number": lambda: RetryLater("soon"),
+    "NaN": lambda: RetryLater(float("nan")),
+}
 
 
 @pytest.mark.parametrize("make", ODD.values(), ids=ODD)
@@ -143,9 +148,10 @@ async def test_seconds_that_come_from_a_header_are_a_number_all_the_same():
     assert RetryLater("30").seconds == 30
 
 
-async def test_a_handler_that_ends_the_process_ends_only_its_own_run(tmp_path):
+@pytest.mark.parametrize("leave", [SystemExit, KeyboardInterrupt])
+async def test_a_handler_that_ends_the_process_ends_only_its_own_run(tmp_path, leave):
     async def handle(event):
-        sys.exit(3)
+        raise leave
 
     async with dispatching(tmp_path, handle) as (dispatcher, store, _):
         await dispatcher.run_pass(SystemClock().now())

@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from structlog.testing import capture_logs
 
 from receiver.config import HandlerConfig
 from receiver.errors import ConfigError
@@ -74,7 +75,7 @@ CLASS = """
             await self.context.emit("mine.seen", event.subject, {"channel": self.options.channel, "calls": list(self.calls)})
 
         async def close(self) -> None:
-            raise PermanentError("closed")
+            raise PermanentError("nobody is held up by this")
 """
 
 
@@ -85,8 +86,9 @@ async def test_a_class_gets_its_options_and_its_context(folder, desk):
     await handler.start()
     await handler.handle(event)
     assert desk.emitted == [("mine.seen", event.subject, {"channel": "red", "calls": ["start", "job.succeeded"]})]
-    with pytest.raises(PermanentError, match="closed"):
+    with capture_logs() as told:
         await handler.close()
+    assert [(line["event"], line["error"]) for line in told] == [("handler.not_closed", "PermanentError: nobody is held up by this")]
 
 
 async def test_a_plain_coroutine_function_is_a_handler(folder, desk):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 KEEP_ALIVE = 75  # seconds; longer than proxies keep their side open, so that they never meet a closing connection
+LAST_SECONDS = 2  # for what was cancelled to end
 GRACE = 10  # seconds for requests under way to end
 log = structlog.get_logger("receiver.cli")
 
@@ -98,9 +100,23 @@ def run_until_stopped(work: Callable[[Stop], Any]) -> None:
     async def main() -> None:
         raise_file_limit()
         await work(Stop())
+        await end_leftovers()
 
     with asyncio.Runner(loop_factory=uvicorn.Config(app="", log_config=None).get_loop_factory()) as runner:
         runner.run(main())
+
+
+async def end_leftovers() -> None:
+    """Everything is written and closed by now. A handler that ignores its cancellation would be waited for without end, so it goes with
+    the process."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    _, left = await asyncio.wait(left, timeout=LAST_SECONDS) if left else ((), set())
+    if left:
+        log.error("receiver.left_behind", tasks=sorted(task.get_name() for task in left))
+        logging.shutdown()
+        os._exit(0)
 
 
 async def run_roles(plan: Plan, roles: Sequence[str], sockets: list[socket.socket], stop: Stop) -> None:

@@ -115,6 +115,29 @@ def test_what_may_not_be_is_refused_before_anything_is_opened(receiver, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_neither_a_handler_that_cannot_be_closed_nor_one_that_lets_nothing_end_it_keeps_the_process(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "import asyncio\n\n\nclass Raises:\n    def __init__(self, options, context):\n        pass\n\n"
+        "    async def handle(self, event):\n        pass\n\n"
+        "    async def close(self):\n        raise RuntimeError('half closed')\n\n\n"
+        "async def stay():\n    while True:\n        try:\n            await asyncio.Event().wait()\n"
+        "        except asyncio.CancelledError:\n            pass\n\n\n"
+        "class Stays(Raises):\n    async def start(self):\n        self.task = asyncio.create_task(stay(), name='stubborn')\n\n"
+        "    async def close(self):\n        pass\n"
+    )
+    (tmp_path / "receiver.toml").write_text(
+        '[[handlers]]\nname = "raises"\nuse = "odd:Raises"\n[[handlers]]\nname = "stays"\nuse = "odd:Stays"\n'
+    )
+    with running(tmp_path, "poll") as daemon:
+        daemon.line("Receiver runs")
+        assert daemon.stop() == 0
+        said = "\n".join(daemon.errors)
+        assert "handler.not_closed" in said
+        assert "half closed" in said
+        assert "left_behind" in said
+        assert "stubborn" in said
+
+
 def test_the_second_signal_ends_it_at_once(tmp_path):
     """A handler that does not let go would keep an orderly stop for seconds."""
     (tmp_path / "stubborn.py").write_text(
