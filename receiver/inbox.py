@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import math
-import zlib
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -28,6 +25,7 @@ from receiver.rush import Rush
 from receiver.stores.base import Store
 from receiver.stores.terms import NOT_KEPT, Kept, NoticeBound
 from receiver.tokens import Tokens
+from receiver.unpacking import WINDOWS, unpack
 
 KEPT_HEADERS = ("content-type", "content-encoding", "user-agent", "x-hoox-webhook")
 BOUND = NoticeBound()
@@ -202,17 +200,6 @@ class Inbox:
 
 def decode(body: bytes, encoding: str, limit: int) -> bytes:
     """The body without its Content-Encoding, up to `limit` bytes. What cannot be decoded is kept as it came: it shows as unreadable."""
-    if not encoding:
-        return body
-    encoding = encoding.strip().lower()
-    try:
-        if encoding in {"gzip", "x-gzip"}:
-            with gzip.GzipFile(fileobj=io.BytesIO(body)) as unpacked:
-                plain = unpacked.read(limit + 1)
-        elif encoding == "deflate":
-            plain = zlib.decompressobj().decompress(body, limit + 1)
-        else:
-            return body
-    except (OSError, EOFError, zlib.error):
-        return body
-    return plain if len(plain) <= limit else body
+    coding = encoding.strip().lower()
+    plain = unpack(body, coding, limit) if coding in WINDOWS else None
+    return body if plain is None else plain

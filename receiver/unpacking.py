@@ -10,6 +10,13 @@ PIECE_BYTES = 64 * 1024
 HARMLESS_BYTES = 16 * 2**20
 MAX_GROWTH = 200
 
+MOST_MEMBERS = 16  # of one gzip that was pushed to us; each costs time, also an empty one of twenty bytes
+WINDOWS = {  # https://www.rfc-editor.org/rfc/rfc9110#section-8.4.1; some send deflate without the frame that it says
+    "gzip": (zlib.MAX_WBITS | 16,),
+    "x-gzip": (zlib.MAX_WBITS | 16,),
+    "deflate": (zlib.MAX_WBITS, -zlib.MAX_WBITS),
+}
+
 UNKNOWN_CODINGS = frozenset({"br", "compress", "dcb", "dcz", "deflate", "x-compress", "zstd"})
 
 
@@ -61,3 +68,25 @@ class Gunzip:
         """Raises UnusableAnswer when the body ended before its end. No body at all is none (HEAD, 304)."""
         if self._taken and not self._zlib.eof:
             raise UnusableAnswer("is cut off inside its gzip")
+
+
+def unpack(body: bytes, coding: str, limit: int) -> bytes | None:
+    """A body that came as a whole in one of the codings of WINDOWS. None where it is none, is cut off, or has more than `limit` bytes."""
+    found = (_inflate(body, window, limit) for window in WINDOWS[coding])
+    return next((plain for plain in found if plain is not None), None)
+
+
+def _inflate(body: bytes, window: int, limit: int) -> bytes | None:
+    plain = b""
+    for _ in range(MOST_MEMBERS):
+        member = zlib.decompressobj(window)
+        try:
+            plain += member.decompress(body, limit + 1 - len(plain))
+        except zlib.error:
+            return None
+        if not member.eof or len(plain) > limit:
+            return None
+        body = member.unused_data.lstrip(b"\0")  # padding
+        if not body:
+            return plain
+    return None
