@@ -13,7 +13,7 @@ from receiver.errors import Unreadable
 from receiver.model import Answer, Channel, ErrorCode, Job, JobError, Notice, Output, Status, Submission, Update
 from receiver.providers.account import Account
 from receiver.providers.faults import read_http_error, silent_message
-from receiver.providers.reading import at_root, parse_json, read_echo, read_ids, read_update
+from receiver.providers.reading import at_root, has_outputs, parse_json, read_echo, read_ids, read_update
 from receiver.providers.spec import Form, ReadChannel, Reading, Spec
 from receiver.providers.values import decode_data_uri, read_number, read_time, read_wait, read_word
 
@@ -158,6 +158,8 @@ def read_callback(
     update = read_update(spec, reading, at_root(reading, value), now)
     if update.status is None:
         raise Unreadable("there is no status in it")
+    if update.status is Status.SUCCEEDED and not update.outputs and has_outputs(reading, at_root(reading, value)):
+        raise Unreadable("none of its outputs is a link that can be followed")  # a poll may have better ones
     return update
 
 

@@ -130,6 +130,11 @@ def _read_links(reading: Reading, body: Any) -> list[str]:
     return []
 
 
+def has_outputs(reading: Reading, body: Any) -> bool:
+    """Whether there is anything where outputs should be, of whatever use."""
+    return any(value not in (None, "", [], {}) for path in reading.outputs or () for value in path.find(body))
+
+
 def _read_outputs(reading: Reading, body: Any, links: Sequence[str], at: datetime | None) -> tuple[Output, ...]:
     if not links:
         return ()

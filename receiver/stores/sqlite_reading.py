@@ -141,7 +141,9 @@ class ReadingPart(Access):
         return await self.read(lambda db: _one(db, "SELECT position FROM events WHERE id = ?", event_id, lambda row: int(row[0])))
 
     async def newest_event(self) -> tuple[int, str] | None:
-        return await self.read(lambda db: db.execute("SELECT position, id FROM events ORDER BY position DESC LIMIT 1").fetchone())
+        return await self.read(
+            lambda db: db.execute("SELECT position, id FROM events WHERE position = (SELECT max(position) FROM events)").fetchone()
+        )
 
     async def count_jobs(self) -> dict[tuple[str, str], int]:
         return await self.read(
