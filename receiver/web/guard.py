@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from receiver.errors import TooMany, Unavailable
 from receiver.web.keyring import ANYBODY, Caller, Keyring, admit
+from receiver.web.paths import is_for_programs, root_of
 from receiver.web.problems import last_resort, problem, problem_of
 from receiver.web.slowing import Slowing
 
@@ -168,14 +169,20 @@ def encode_headers(*headers: tuple[str, str]) -> list[tuple[bytes, bytes]]:
 
 def ask_for_key(scope: Scope, path: str, headers: Headers) -> Response:
     """A program is told what to send; a person is led to the form, and back from there."""
-    root = "../" * (path.count("/") - 1) or "./"
+    root = root_of(scope)
     if "authorization" not in headers and "hx-request" in headers:
         return Response(status_code=401, headers={"HX-Redirect": root + "sign-in"})
-    if "authorization" not in headers and scope["method"] in SAFE_METHODS and "text/html" in headers.get("accept", ""):
+    if "authorization" not in headers and scope["method"] in SAFE_METHODS and is_person(path, headers):
         query = scope["query_string"].decode("ascii", "replace")
         wanted = quote(path.lstrip("/") + ("?" + query if query else ""), safe="")
         return Response(status_code=303, headers={"Location": f"{root}sign-in" + (f"?next={wanted}" if wanted else "")})
     return problem(401, WANTS_KEY, headers={"WWW-Authenticate": 'Bearer realm="receiver"'})
+
+
+def is_person(path: str, headers: Headers) -> bool:
+    """Whether a page is what is wanted. Programs take HTML too, so of their addresses a browser has to say that it shows them."""
+    wants_page = "text/html" in headers.get("accept", "")
+    return wants_page and (not is_for_programs(path) or headers.get("sec-fetch-mode") == "navigate")
 
 
 def bearer_of(headers: Headers) -> str:

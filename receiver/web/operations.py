@@ -16,7 +16,6 @@ from starlette.types import Receive, Scope, Send
 from receiver.keys import Scope as KeyScope
 from receiver.services import Services
 from receiver.web.keyring import caller_of
-from receiver.web.problems import problem
 from receiver.web.query import Parameter, Query, read_query
 
 Endpoint = Callable[[Request, Query], Awaitable[Response]]
@@ -94,16 +93,15 @@ class Resource:
             raise HTTPException(405, headers={"Allow": ", ".join(sorted(self.operations))})
         assert not isinstance(operation.endpoint, str)
         if not (operation.is_open or operation.needs in caller_of(scope).scopes):
-            await lacks_scope(operation.needs)(scope, receive, send)
-            return
+            raise lacks_scope(operation.needs)
         query = {} if operation.parameters is None else read_query(scope["query_string"], operation.parameters)
         response = await operation.endpoint(Request(scope, receive, send), query)
         await response(scope, receive, send)
 
 
-def lacks_scope(needed: KeyScope) -> Response:
+def lacks_scope(needed: KeyScope) -> HTTPException:
     header = f'Bearer realm="receiver", error="insufficient_scope", scope="{needed}"'  # https://www.rfc-editor.org/rfc/rfc6750#section-3.1
-    return problem(403, f"This API key may not do this: it has no scope {needed}.", headers={"WWW-Authenticate": header})
+    return HTTPException(403, f"This API key may not do this: it has no scope {needed}.", headers={"WWW-Authenticate": header})
 
 
 def build_routes(operations: Sequence[Operation]) -> list[Route]:

@@ -8,16 +8,15 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from receiver.web.pages_frame import show
+from receiver.web.paths import is_for_programs
 from receiver.web.problems import MEDIA_TYPE, answer_to_http_exception
-
-FOR_PROGRAMS = ("/v1/", "/callbacks/")
 
 
 def as_page(scope: Scope, answer: Response) -> Response:
     """The same refusal for eyes, where a browser wants to show it; else the answer as it is."""
     request = Request(scope)
     path = scope["path"].removeprefix(scope.get("root_path", ""))
-    if answer.media_type != MEDIA_TYPE or "text/html" not in request.headers.get("accept", "") or path.startswith(FOR_PROGRAMS):
+    if answer.media_type != MEDIA_TYPE or "text/html" not in request.headers.get("accept", "") or is_for_programs(path):
         return answer
     detail = msgspec.json.decode(answer.body)["detail"]
     shown = show(request, "error.html", answer.status_code, message=detail, details=(), is_bare=answer.status_code == 403)

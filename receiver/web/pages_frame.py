@@ -21,6 +21,7 @@ from receiver.errors import Invalid, ReceiverError
 from receiver.web.bodies import read_body
 from receiver.web.keyring import caller_of
 from receiver.web.operations import Answer, Endpoint, Operation, services_of
+from receiver.web.paths import root_of
 from receiver.web.problems import problem_of
 from receiver.web.query import MAX_TEXT, Query, split_query
 
@@ -145,20 +146,11 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
-def root_of(request: Request) -> str:
-    """The relative way from this page to the overview: right behind every proxy that cuts a prefix off."""
-    path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    raw = (request.scope.get("raw_path") or b"/").decode("ascii", "replace")
-    if path == "/" and not raw.endswith("/"):
-        return f"./{raw.rpartition('/')[2]}/"
-    return "../" * (path.count("/") - 1) or "./"
-
-
 def show(request: Request, name: str, status: int = 200, origins: Iterable[str] = (), **values: Any) -> Response:
     """A page made of a template."""
     query: bytes = request.scope["query_string"]
     path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    root, media = root_of(request), media_of(origins)
+    root, media = root_of(request.scope), media_of(origins)
     shown_on = request.headers.get(MEDIA_HEADER, media)  # an open page asks for itself again, under the policy that it came with
     if not set(media.split()) <= set(shown_on.split()):
         return Response(headers={"HX-Refresh": "true"})
@@ -183,7 +175,7 @@ def show(request: Request, name: str, status: int = 200, origins: Iterable[str] 
 
 def go_to(request: Request, path: str) -> Response:
     """On to another page, by GET."""
-    return Response(status_code=303, headers={"Location": root_of(request) + quote(path.lstrip("/"), safe=IN_A_LINK)})
+    return Response(status_code=303, headers={"Location": root_of(request.scope) + quote(path.lstrip("/"), safe=IN_A_LINK)})
 
 
 def show_error(request: Request, error: ReceiverError) -> Response:

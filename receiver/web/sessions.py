@@ -25,7 +25,7 @@ LIFETIME = timedelta(days=7)
 async def show_sign_in(request: Request, query: Query) -> Response:
     if not services_of(request).config.server.api_keys:
         return go_to(request, "/")
-    return show(request, "sign_in.html", next=read_fields(request).get("next", ""), is_wrong=False)
+    return show(request, "sign_in.html", next=read_fields(request).get("next", ""), fault="")
 
 
 async def sign_in(request: Request, query: Query) -> Response:
@@ -40,7 +40,9 @@ async def sign_in(request: Request, query: Query) -> Response:
     except ReceiverError as error:
         return show_error(request, error)
     if caller is None:
-        return show(request, "sign_in.html", 401, next=form.get("next", ""), is_wrong=True)
+        return show(request, "sign_in.html", 401, next=form.get("next", ""), fault="This is no API key of this server.")
+    if Scope.READ not in caller.scopes:
+        return show(request, "sign_in.html", 403, next=form.get("next", ""), fault="This key may not read, and pages are for reading.")
     response = go_to(request, form.get("next", "/"))
     set_cookie(services, response, services.tokens.sessions.make(caller.key_id, services.clock.now() + LIFETIME), LIFETIME)
     return response
@@ -60,5 +62,5 @@ def set_cookie(services: Services, response: Response, value: str, lifetime: tim
 PAGES = (
     replace(page("/sign-in", show_sign_in, "Sign in."), is_open=True),
     Operation("POST", "/sign-in", sign_in, GROUP, "Sign in.", (Answer(303, "You are in."),), None, is_open=True),
-    Operation("POST", "/sign-out", sign_out, GROUP, "Sign out.", (Answer(303, "You are out."),), None, scope=Scope.READ),
+    Operation("POST", "/sign-out", sign_out, GROUP, "Sign out.", (Answer(303, "You are out."),), None, is_open=True),
 )

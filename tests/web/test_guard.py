@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 
 from receiver.web.guard import is_loopback
@@ -126,6 +127,14 @@ async def test_every_answer_has_security_headers(web: Web):
         assert headers["referrer-policy"] == ("same-origin" if path == "/" else "no-referrer")
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "cache-control" in headers
+
+
+async def test_who_asks_for_the_public_url_without_its_last_slash_signs_in_below_it(tmp_path: Path):
+    async with open_web(tmp_path, 'api_keys = ["a-key-of-the-test"]\npublic_url = "http://127.0.0.1:8080/in/box"') as web:
+        for path in ("/in/box", "/in/box/"):
+            answer = await web.client.get(path, headers={"Accept": "text/html"})
+            assert answer.status_code == 303
+            assert httpx.URL(f"http://127.0.0.1:8080{path}").join(answer.headers["location"]).path == "/in/box/sign-in"
 
 
 @pytest.mark.parametrize("prefix", ["/in/box", "/v1", "/callbacks", "/docs", "/a%20b"])

@@ -167,3 +167,18 @@ async def test_a_session_may_do_what_its_key_may_and_ends_with_it(tmp_path: Path
             assert (await web.client.post(path, data={}, headers=same)).status_code == 403
         await web.services.store.revoke_key("key_reads", NOW)
         assert (await web.client.get("/v1/jobs")).status_code == 401
+
+
+async def test_a_key_that_may_not_read_opens_no_session_and_nobody_is_locked_in(tmp_path: Path):
+    same = {"Sec-Fetch-Site": "same-origin", "Accept": "text/html"}
+    async with open_web(tmp_path, KEYS) as web:
+        await give(web, "submits", Scope.SUBMIT)
+        refused = await web.client.post("/sign-in", data={"key": "rcv_submits-of-a-test"}, headers=same)
+        assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
+        assert "may not read" in refused.text
+        assert (await web.client.post("/sign-out", headers=same)).status_code == 303
+        assert (await web.client.post("/sign-out", headers={"Sec-Fetch-Site": "cross-site"})).status_code == 403
+        shown = await web.client.get("/jobs", headers={"Accept": "text/html", "Authorization": "Bearer rcv_submits-of-a-test"})
+        assert (shown.status_code, shown.headers["content-type"]) == (403, "text/html; charset=utf-8")
+        told = await web.client.get("/v1/jobs", headers={"Authorization": "Bearer rcv_submits-of-a-test"})
+        assert (told.status_code, told.headers["content-type"]) == (403, "application/problem+json")

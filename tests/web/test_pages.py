@@ -62,9 +62,15 @@ async def test_a_person_is_led_to_the_form_and_a_program_is_told_what_to_send(tm
             ("/jobs/job_1", "../sign-in?next=jobs%2Fjob_1"),
             ("/v1/jobs/job_1/outputs/0", "../../../../sign-in?next=v1%2Fjobs%2Fjob_1%2Foutputs%2F0"),
         ]:
-            answer = await web.client.get(path, headers=HTML)
+            answer = await web.client.get(path, headers=HTML | {"Sec-Fetch-Mode": "navigate"})
             assert (answer.status_code, answer.headers["location"]) == (303, place)
             assert (await web.client.get(path)).status_code == 401
+        for path in ("/v1/jobs", "/metrics", "/openapi.json", "/v1/events"):  # programs take HTML too, and follow redirects
+            answer = await web.client.get(path, headers={"Accept": "application/json, text/html;q=0.1"})
+            assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
+        for path in ("/", "/jobs"):
+            answer = await web.client.get(path, headers=HTML)
+            assert answer.status_code == 303
             assert (await web.client.get(path, headers=HTML | {"Authorization": "Bearer wrong"})).status_code == 401
         again = await web.client.get("/jobs", headers=HTML | {"HX-Request": "true"})
         assert (again.status_code, again.headers["hx-redirect"]) == (401, "./sign-in")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -120,12 +121,19 @@ async def test_the_input_of_a_form_is_held_to_the_same(web: Web):
     assert (await web.client.get("/v1/jobs")).json()["jobs"] == []
 
 
+async def test_input_counts_as_what_it_is_and_not_as_it_was_escaped(web: Web):
+    """Python's json escapes each letter beyond ASCII, which takes three times the room."""
+    body = json.dumps({**ELK, "input": {"prompt": "\u044f" * 500_000}})
+    assert len(body) > 2_900_000
+    assert (await web.client.post("/v1/jobs", content=body, headers=SUBMIT_NOW)).status_code == 202
+
+
 async def test_a_body_over_the_cap_is_413(web: Web):
-    answer = await web.client.post("/v1/jobs", content=b" " * (2 * 1024 * 1024 + 1))
+    answer = await web.client.post("/v1/jobs", content=b" " * (4 * 1024 * 1024 + 1))
     assert answer.status_code == 413
 
     async def chunks():
-        for _ in range(3):
+        for _ in range(5):
             yield b" " * 1024 * 1024
 
     assert (await web.client.post("/v1/jobs", content=chunks())).status_code == 413
