@@ -70,8 +70,8 @@ def show_update(update: Update) -> dict[str, Any]:
     shown["outputs"] = [{"index": each.index, "url": each.url, "media_type": each.media_type} for each in update.outputs]
     for output, found in zip(update.outputs, shown["outputs"], strict=True):
         if output.expires_at is not None:
-            found["expires_at"] = output.expires_at.isoformat()
-    return {name: value for name, value in shown.items() if value not in (None, [], {})}
+            found["expires_at"] = msgspec.to_builtins(output.expires_at)
+    return {name: value for name, value in shown.items() if value is not False and value not in (None, [], {})}
 
 
 def _bare_account(spec: Spec) -> Account:

@@ -275,6 +275,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     status: Status | None = None  # None: nothing said about it
     remote_id: str | None = None
     outputs: tuple[Output, ...] = ()
+    is_unusable: bool = False  # it speaks of outputs, and none of them is a link that can be followed
     data_uris: dict[int, str] = {}  # index of an output → its data: URI, for reading it again from the notice
     error: JobError | None = None
     progress: float | None = None  # 0 to 1

@@ -72,7 +72,7 @@ def read_submit_answer(account: Account, submission: Submission, answer: Answer,
             Accepted(tuple(_with_output(account, reading, each, None) for each in taken.updates)) if isinstance(taken, Accepted) else taken
         )
     error = _read_error(spec, submission.operation, answer)
-    wait = _read_retry_after(spec, answer, now)
+    wait = read_retry_after(spec, answer, now)
     table = spec.table.answers
     if status in table.unknown:
         return _unknown(_describe(status, error))
@@ -159,7 +159,7 @@ def read_callback(
     if update.status is None:
         raise Unreadable("there is no status in it")
     if update.status is Status.SUCCEEDED and not update.outputs and has_outputs(reading, at_root(reading, value)):
-        raise Unreadable("none of its outputs is a link that can be followed")  # a poll may have better ones
+        return msgspec.structs.replace(update, is_unusable=True)
     return update
 
 
@@ -223,7 +223,7 @@ def _read_form(spec: Spec, submission: Submission, answer: Answer, now: datetime
     error = _read_error(spec, submission.operation, answer)
     if form.means == "refused":
         return RefusedAnswer(error)
-    return NotTakenAnswer(_read_retry_after(spec, answer, now), error) if form.means == "not_taken" else _unknown(error.message)
+    return NotTakenAnswer(read_retry_after(spec, answer, now), error) if form.means == "not_taken" else _unknown(error.message)
 
 
 def _read_submitted(spec: Spec, reading: Reading, body: Any, now: datetime) -> list[Update]:
@@ -290,14 +290,15 @@ def _with_output(account: Account, reading: Reading, update: Update, remote_id: 
 def _fail(spec: Spec, job: Job, answer: Answer, now: datetime, reason: str | None) -> PollFailure:
     return PollFailure(
         http_status=answer.status,
-        retry_after=_read_retry_after(spec, answer, now),
+        retry_after=read_retry_after(spec, answer, now),
         not_found=answer.status == 404,
         reason=reason or _describe(answer.status, _read_error(spec, job.operation, answer)),
         is_provider_fault=answer.status >= 500,
     )
 
 
-def _read_retry_after(spec: Spec, answer: Answer, now: datetime) -> float | None:
+def read_retry_after(spec: Spec, answer: Answer, now: datetime) -> float | None:
+    """Seconds for which the provider asks to be left alone."""
     wait = read_wait(answer.headers.get("retry-after"), now)
     if wait is None and answer.status == TOO_MANY:
         return _read_reset(spec, answer, now)

@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -26,6 +27,7 @@ from receiver.normalize import (
     read_poll_answer,
     read_rate_headers,
     read_result_answer,
+    read_retry_after,
 )
 from receiver.providers.account import Account
 from receiver.providers.requests import (
@@ -50,6 +52,12 @@ PAUSE_AFTER_BUG = timedelta(seconds=30)
 LIST_PAUSE = timedelta(seconds=10)  # between list calls for submissions whose answer was lost
 ReadAnswer = Callable[[Account, Job, Answer, datetime], Update | PollFailure]
 log = structlog.get_logger("receiver.poller")
+
+
+class Refused(NamedTuple):
+    """A list that a provider does not give for now."""
+
+    seconds: float | None  # for which it asks to be left alone
 
 
 class Poller:
@@ -122,6 +130,10 @@ class Poller:
             return
         if poll.cancel:
             poll = await self._cancel(account, poll, job)
+            room_at = await self._limiter.take(account, self._clock.now(), for_poll=True)
+            if room_at is not None:
+                await self._release(msgspec.structs.replace(poll, due_at=room_at))
+                return
         await self._ask(account, poll, job, build_poll_request(account, job))
 
     async def _cancel(self, account: Account, poll: Poll, job: Job) -> Poll:
@@ -208,6 +220,10 @@ class Poller:
         """The provider does not know the id: look once where it keeps its history, then believe it."""
         request = build_lookup_request(account, job)
         if request is not None:
+            room_at = await self._limiter.take(account, self._clock.now(), for_poll=True)
+            if room_at is not None:
+                await self._release(msgspec.structs.replace(poll, due_at=room_at))
+                return
             found, _ = await self._send("lookup", account, request)
             if found is None or found.status >= 500 or found.status == 429:
                 await self._release(poll)  # cannot tell: ask again later
@@ -238,19 +254,23 @@ class Poller:
             listed[None if poll.cancel or job.is_final else job.remote_id].append((poll, job))
         alone = listed.pop(None, [])
         try:
-            await self._settle_listed(account, listed)
+            refused = await self._settle_listed(account, listed)
         except Exception:  # then each is asked about alone
             log.error("list.failed", provider=account.name, exc_info=True)
+        else:
+            if refused is not None:
+                await self._put_off(account, [poll for pairs in listed.values() for poll, _ in pairs], refused)
+                listed.clear()
         alone += [pair for pairs in listed.values() for pair in pairs]
         room = self.crew.room(account.name) + 1  # this call's own place is free now
         self._start(account, alone[:room])
         if alone[room:]:
             await until_stored(lambda: self._store.release_polls([poll for poll, _ in alone[room:]]), self._clock)
 
-    async def _settle_listed(self, account: Account, listed: dict[str | None, list[tuple[Poll, Job]]]) -> None:
+    async def _settle_listed(self, account: Account, listed: dict[str | None, list[tuple[Poll, Job]]]) -> Refused | None:
         """Takes out of `listed` what is settled."""
         jobs = [job for pairs in listed.values() for _, job in pairs]
-        rows = await self._list(account, jobs, listed)
+        rows, refused = await self._list(account, jobs, listed)
         for start in range(0, len(rows), SETTLED):  # others have a turn in between
             decides: defaultdict[str, list[Decide]] = defaultdict(list)
             part = {update.remote_id: (update, row) for update, row in rows[start : start + SETTLED] if update.remote_id in listed}
@@ -260,22 +280,47 @@ class Poller:
             await self._settle({submission_id: in_turn(parts) for submission_id, parts in decides.items()})
             for remote_id in part:
                 self._settling.counters.add(f"provider:{account.name}", "polls_answered", len(listed.pop(remote_id)))
+        return refused
 
-    async def _list(self, account: Account, jobs: Sequence[Job], wanted: Container[str | None] | None = None) -> list[tuple[Update, bytes]]:
-        """The rows about `wanted` ids, without it all."""
+    async def _put_off(self, account: Account, polls: Sequence[Poll], refused: Refused) -> None:
+        """Where the list is refused for now, single calls would fare no better, and there would be many of them."""
+        now, interval, longest = self._clock.now(), account.interval_for(None, None), account.max_interval_for(None, None)
+        later = [
+            msgspec.structs.replace(
+                poll, due_at=retry_at(now, poll.failures + 1, interval, longest, refused.seconds), failures=poll.failures + 1
+            )
+            for poll in polls
+        ]
+        await until_stored(lambda: self._store.release_polls(later), self._clock)
+
+    async def _list(
+        self, account: Account, jobs: Sequence[Job], wanted: Container[str | None] | None = None
+    ) -> tuple[list[tuple[Update, bytes]], Refused | None]:
+        """The rows about `wanted` ids, without it all; and whether the provider takes no such call for now."""
         rows: list[tuple[Update, bytes]] = []
         for request in build_list_requests(account, jobs):
             if await self._limiter.take(account, self._clock.now(), for_poll=True) is not None:
                 break
-            answer, _ = await self._send("list", account, request)
-            if answer is None or answer.status != 200:
-                continue
+            answer, fault = await self._send("list", account, request)
+            if answer is None or answer.status == 429 or answer.status >= 500:
+                return rows, await self._refused(account, answer, fault)
             try:
                 rows += await asyncio.to_thread(read_list_answer, account, answer, self._clock.now(), wanted)  # it may be long
                 await self._limiter.succeeded(account)
             except Unreadable as error:
-                log.warning("list.unreadable", provider=account.name, reason=str(error))
-        return rows
+                log.warning("list.unreadable", provider=account.name, http_status=answer.status, reason=str(error))
+        return rows, None
+
+    async def _refused(self, account: Account, answer: Answer | None, fault: str | None) -> Refused:
+        now = self._clock.now()
+        seconds = None if answer is None else read_retry_after(account.spec, answer, now)
+        reason = fault or ("no answer" if answer is None else f"HTTP {answer.status}")
+        log.warning("list.refused", provider=account.name, reason=reason, retry_after=seconds)
+        if answer is None or answer.status >= 500:
+            await self._limiter.failed(account, now, reason)
+        elif seconds is not None:
+            self._limiter.pause(account, now, seconds)
+        return Refused(seconds)
 
     async def _look_for_unconfirmed(self, account: Account, now: datetime) -> None:
         """Submissions whose answer was lost may be in the provider's list."""
@@ -287,7 +332,7 @@ class Poller:
             self.crew.start(account.name, self._adopt(account, families))
 
     async def _adopt(self, account: Account, families: Sequence[Family]) -> None:
-        rows = await self._list(account, [job for family in families for job in family.jobs])
+        rows, _ = await self._list(account, [job for family in families for job in family.jobs])
         held = {job.remote_id for job in await self._store.find_open_jobs(account.name, [update.remote_id or "" for update, _ in rows])}
         rows = [row for row in rows if row[0].remote_id not in held]
         adopted = adopt_from_list(families, [update for update, _ in rows], account.submit_timeout)

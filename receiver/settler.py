@@ -307,7 +307,7 @@ def choose_submissions(jobs: Sequence[Job]) -> list[str]:
 def needs_poll(account: Account, update: Update) -> bool:
     """Whether a final status waits for a poll: where the spec or the user says so, and where the outputs are still to be asked for."""
     is_bare = account.spec.table.result is not None and update.status is Status.SUCCEEDED and not update.outputs
-    return account.confirms_callbacks or is_bare
+    return account.confirms_callbacks or is_bare or update.is_unusable
 
 
 def orphan_outcome(notice: Notice, remote_id: str | None = None) -> NoticeOutcome:

@@ -6,6 +6,8 @@ import os
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+import pytest
+
 from receiver.app import check, run
 from receiver.config import load
 from receiver.stores.terms import JobFilter, Settlement
@@ -116,3 +118,22 @@ async def test_what_the_list_does_not_name_is_asked_for_alone_as_many_at_once_as
     assert sorted(oxen.singles) == sorted(f"r{number}" for number in range(60))
     assert oxen.most_at_once <= 5
     assert oxen.lists == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_where_the_list_is_refused_nobody_is_asked_about_alone_until_the_provider_may_be_asked_again(tmp_path, status):
+    class Busy(Oxen):
+        async def __call__(self, seen, writer):
+            if self.lists or not seen.target.partition("?")[0].endswith("queue"):
+                await super().__call__(seen, writer)
+                return
+            self.lists += 1
+            writer.write(response(status, b"{}", content_type="application/json", retry_after="1"))
+
+    names = [f"gen-{number}" for number in range(20)]
+    oxen = Busy(*names)
+    async with polling(tmp_path, oxen, names, "0.2s") as store:
+        await until(lambda: asyncio.sleep(0, oxen.lists > 1))
+        assert oxen.singles == []
+        polls = await store.load_polls([job.id for job in await jobs_of(store)])
+        assert all(poll.failures <= 1 for poll in polls.values())

@@ -473,3 +473,21 @@ def test_a_submission_that_cannot_be_settled_holds_up_no_submit(town):
         ]
 
     town(story)
+
+
+def test_outputs_that_nobody_could_fetch_wait_for_what_a_poll_says(town):
+    async def story(place: Town) -> None:
+        stage = place.stage
+        family = await place.running("elkapi", "elk-1")
+        token = stage.tokens.make("elkapi", family.submission.id)
+        body = b'{"id": "elk-1", "status": "completed", "outputs": ["javascript:1"]}'
+        await stage.services.inbox.keep("elkapi", token, family.submission.id, {}, body)
+        await place.run("settle")
+        assert (await place.only_job(family)).status is Status.QUEUED
+        good = body.replace(b"javascript:1", b"https://cdn.example.com/1.mp4")
+        place.answer = Answer(status=200, body=good, headers={"content-type": "application/json"})
+        await place.run("poll")
+        job = await place.only_job(family)
+        assert (job.status, [output.url for output in job.outputs]) == (Status.SUCCEEDED, ["https://cdn.example.com/1.mp4"])
+
+    town(story)
