@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -311,19 +312,32 @@ def keep_secret(config: Config) -> str:
     """The secret that signs callback tokens where none is configured: made once, kept beside the database. Back it up with it."""
     path = Path(unquote(urlsplit(config.store.url).path)).with_suffix(".secret")
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        pass
+        if not path.exists():
+            make_secret(path)
+        secret = path.read_text().strip()
     except OSError as error:
         raise ConfigError(
             [Mistake(config.file, "server.secrets", f"no secret is set, and none can be kept at {path}: {error.strerror}")]
         ) from error
-    else:
+    if not secret:
+        raise ConfigError([Mistake(config.file, "server.secrets", f"the file {path} is empty; delete it to have a new secret made")])
+    return secret
+
+
+def make_secret(path: Path) -> None:
+    """Whole and on disk before it has its name, and whoever is first gives it that: several processes may start together."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # for its owner alone
+    try:
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_urlsafe(32))
             file.flush()
             os.fsync(handle)
-    secret = path.read_text().strip()
-    if not secret:
-        raise ConfigError([Mistake(config.file, "server.secrets", f"the file {path} is empty; delete it to have a new secret made")])
-    return secret
+        with suppress(FileExistsError):
+            os.link(name, path)
+    finally:
+        os.unlink(name)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -52,6 +52,8 @@ async def poll_job(services: Services, job_id: str) -> Job:
         raise Conflict(f"The job is {job.status} already.")
     if job.remote_id is None:
         raise Conflict("The job has no id at the provider yet.")
+    if job.provider not in services.accounts:
+        raise Conflict(f"The provider {job.provider} is not in the configuration any more.")
     await services.store.poll_now(services.clock.now(), job_ids=[job_id])
     services.pulse.strike()
     return job
@@ -64,7 +66,8 @@ async def resolve_job(services: Services, job_id: str, remote_id: str | None = N
     if job.status is not Status.UNCONFIRMED:
         raise Conflict(f"Only an unconfirmed job can be resolved; this one is {job.status}.")
     if remote_id is not None and not is_remote_id(remote_id):
-        raise Invalid([{"pointer": "/remote_id", "detail": "must be printable text of at most 512 characters, and no step in a path"}])
+        detail = "must be printable text of at most 512 characters, neither blank nor a step in a path"
+        raise Invalid([{"pointer": "/remote_id", "detail": detail}])
     now = services.clock.now()
 
     def change(family: Family) -> Change | None:

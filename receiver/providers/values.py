@@ -64,8 +64,8 @@ MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Z
 
 
 def is_remote_id(text: str) -> bool:
-    """Whether a text can be a provider's id: printable, not too long, and no step in a path."""
-    return 0 < len(text) <= MAX_ID and text.isprintable() and STEPS.isdisjoint(text.split("/"))
+    """Whether a text can be a provider's id: printable, neither blank nor too long, and no step in a path."""
+    return len(text.strip()) > 0 and len(text) <= MAX_ID and text.isprintable() and STEPS.isdisjoint(text.split("/"))
 
 
 def read_id(value: Any) -> str | None:

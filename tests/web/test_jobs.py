@@ -197,6 +197,7 @@ async def test_an_unconfirmed_job_is_resolved_by_its_id(web: Web):
         {},
         {"abandon": False},
         {"remote_id": ""},
+        {"remote_id": "  "},
         {"remote_id": "x", "abandon": True},
         {"remote_id": 3},
         {"remote_id": "x" * 513},
@@ -327,3 +328,12 @@ async def test_a_timeline_holds_so_much_raw_text_and_says_what_is_cut(web: Web, 
         rows = (await web.client.get(path)).json()[name]
         assert rows
         assert not any("raw" in row or "raw_truncated" in row for row in rows)
+
+
+async def test_a_job_whose_provider_left_the_configuration_is_not_said_to_be_polled(web: Web):
+    accepted = await web.submit()
+    await web.accept(accepted["submission_id"], "elk-1")
+    web.services.accounts.pop("elkapi")
+    answer = await web.client.post(f"/v1/jobs/{accepted['jobs'][0]['id']}/poll")
+    assert answer.status_code == 409
+    assert "not in the configuration" in answer.json()["detail"]
