@@ -50,6 +50,7 @@ class Folder:
                 await in_thread(part.remove)
                 raise
             except OutputGone as error:
+                await in_thread(part.remove)
                 raise PermanentError(f"output {output['index']} cannot be had any more: {error}") from error
             return await in_thread(part.finish, output.get("media_type"))
 

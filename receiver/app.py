@@ -117,6 +117,9 @@ def check_signing(account: Account, provider: ProviderConfig, file: str) -> list
     mistakes: list[Mistake] = []
     if provider.jwks_url is not None and (signature is None or signature.scheme != "ed25519"):
         mistakes.append(Mistake(file, f"{key}.jwks_url", "means nothing here: this provider publishes no keys; leave it out"))
+    if signature is None and account.callback_secrets:
+        detail = "means nothing here: this provider does not sign its callbacks; leave it out"
+        mistakes.append(Mistake(file, f"{key}.callback_secrets", detail))
     if signature is not None:
         for position, detail in check_secrets(signature, account.callback_secrets, publishes=account.jwks_url is not None):
             place = "" if position is None else f"[{position}]"

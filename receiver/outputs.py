@@ -86,13 +86,13 @@ class Outputs:
             await response.aclose()
             fresh = await self._ask_again(account, job, output.index)
             if fresh is None:
-                raise OutputGone
+                raise OutputGone(why_gone(response.status_code))
             output, response = fresh, await self._get(account, fresh, offset)
         if response.status_code in (200, 206, 416):
             return response, output
         await response.aclose()
         if response.status_code in DEAD:
-            raise OutputGone
+            raise OutputGone(why_gone(response.status_code))
         raise ProviderFault(f"the output's host answered {response.status_code}", job.provider, read_retry_after(response))
 
     async def _get(self, account: Account | None, output: Output, offset: int) -> Response:
@@ -100,7 +100,7 @@ class Outputs:
         response = await self._get_from(output.url, {}, offset)
         if response.status_code in DEAD and account is not None and account.output_may_have_key(output.url):
             await response.aclose()
-            response = await self._get_from(output.url, _key_headers(account), offset)
+            response = await self._get_from(output.url, account.auth_headers, offset)
         return response
 
     async def _get_from(self, url: str, headers: dict[str, str], offset: int) -> Response:
@@ -141,9 +141,9 @@ def _find(outputs: tuple[Output, ...], index: int) -> Output | None:
     return next((output for output in outputs if output.index == index), None)
 
 
-def _key_headers(account: Account) -> dict[str, str]:
-    auth = account.spec.table.auth
-    return {auth.header: f"{auth.prefix} {account.api_key}" if auth.prefix else account.api_key} if account.api_key else {}
+def why_gone(status: int) -> str:
+    hint = " If it wants the provider's key, output_hosts in the spec has to name it." if status in (401, 403) else ""
+    return f"The output's host answers HTTP {status}, and a fresh link did not help.{hint}"
 
 
 def _is_continued(response: Response, offset: int) -> bool:

@@ -262,6 +262,7 @@ async def test_an_output_that_is_gone_is_dead_at_once_and_the_others_are_kept(de
             await desk.make("storage").handle(event)
     assert [index for _, index, _ in desk.stored] == [1]
     assert desk.emitted == []
+    assert [path.name for path in desk.context.folder.rglob("*.part")] == []
 
 
 async def test_a_passing_fault_of_one_output_outweighs_the_end_of_another(desk):

@@ -155,7 +155,7 @@ async def test_the_key_goes_to_a_host_that_asks_and_that_the_spec_names(store):
 
 async def test_the_key_goes_nowhere_else(store):
     async with serve(say(response(401))) as thief, serve(by_path({})) as peer, opened(store, base_url=f"{peer.url}/api") as outputs:
-        with pytest.raises(OutputGone):
+        with pytest.raises(OutputGone, match=r"HTTP 401.*output_hosts"):
             await read(outputs, await keep_job(store, link(thief)))
     assert all("authorization" not in seen.headers for seen in thief.seen)
 

@@ -308,6 +308,17 @@ def test_outputs_have_the_key_only_where_the_spec_names_their_host():
     assert not account_of("pixazo").output_may_have_key("https://gateway.pixazo.ai/x")
 
 
+def test_a_spec_that_is_at_home_on_plain_http_has_the_key_for_outputs_of_its_own_origin():
+    spec = parse_spec(
+        'base_url = "http://127.0.0.1:9000/api"\n[auth]\noutput_hosts = ["127.0.0.1"]\n[operations.default.submit]\npath = "/jobs"\n'
+        '[poll]\npath = "/jobs/{id}"\n[status]\nsucceeded = ["done"]\nfailed = ["failed"]\n[read]\nid = "id"\nstatus = "status"\n',
+        "mine.toml",
+    )
+    account = make_account("mine", ProviderConfig(api_key="k"), PollingConfig(), spec)
+    assert account.output_may_have_key("http://127.0.0.1:9000/files/1")
+    assert not account.output_may_have_key("http://127.0.0.1:9001/files/1")
+
+
 def test_one_list_call_asks_about_many_jobs():
     account = account_of("oxen")
     one_model = [make_job(id="a", model="k/1"), make_job(id="b", model="k/1")]

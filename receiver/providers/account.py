@@ -114,15 +114,21 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
             return True
         return self._is_at_home and origin[0] == "https" and origin[2] == 443 and origin[1] in self.spec.table.auth.hosts
 
+    @property
+    def auth_headers(self) -> dict[str, str]:
+        """What shows the provider that it is us; nothing without a key."""
+        auth = self.spec.table.auth
+        return {auth.header: f"{auth.prefix} {self.api_key}" if auth.prefix else self.api_key} if self.api_key else {}
+
     def output_may_have_key(self, url: str) -> bool:
         """Whether the download of an output may carry our key; where the base URL was changed, its origin stands for the spec's own."""
         origin = _origin(url)
         hosts = self.spec.table.auth.output_hosts
         if origin is None or not hosts:
             return False
-        if self._is_at_home:
-            return origin[0] == "https" and origin[2] == 443 and origin[1] in hosts
-        return origin == _origin(self.base_url) and urlsplit(self.spec.base_url).hostname in hosts
+        if origin == _origin(self.base_url):  # our calls go there with the key anyway
+            return urlsplit(self.spec.base_url).hostname in hosts
+        return self._is_at_home and origin[0] == "https" and origin[2] == 443 and origin[1] in hosts
 
     @property
     def _is_at_home(self) -> bool:

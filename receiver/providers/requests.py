@@ -239,11 +239,7 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
 
 
 def _headers(account: Account) -> dict[str, str]:
-    auth = account.spec.table.auth
-    headers = {"Accept": "application/json", **account.spec.table.headers}
-    if account.api_key:
-        headers[auth.header] = f"{auth.prefix} {account.api_key}" if auth.prefix else account.api_key
-    return headers
+    return {"Accept": "application/json", **account.spec.table.headers, **account.auth_headers}
 
 
 def _url(account: Account, path: str, query: Mapping[str, str]) -> str:

@@ -274,3 +274,10 @@ def test_a_provider_that_publishes_its_keys_takes_no_secret_and_others_no_keys()
     with pytest.raises(ConfigError) as caught:
         check(load('[providers.fal]\ncallback_secrets = ["x"]\n[providers.pixazo]\njwks_url = "https://x.example/jwks"\n', {}))
     assert [mistake.key for mistake in caught.value.mistakes] == ["providers.fal.callback_secrets", "providers.pixazo.jwks_url"]
+
+
+def test_a_secret_for_a_provider_that_does_not_sign_is_a_mistake(tmp_path):
+    """Who sets it believes that callbacks are checked by it."""
+    text = '[providers.pixazo]\napi_key = "k"\ncallback_secrets = ["a-secret-for-nothing"]\n'
+    with pytest.raises(ConfigError, match="does not sign its callbacks"):
+        check(load(text, {}, folder=tmp_path))
