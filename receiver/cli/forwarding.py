@@ -15,7 +15,7 @@ import structlog
 
 from receiver.client import Event, Pause
 from receiver.config import HandlerConfig
-from receiver.errors import ConfigError, PermanentError, RetryLater
+from receiver.errors import ConfigError, Mistake, PermanentError, RetryLater
 from receiver.handling import Context, Handler, HTTPError, load_handler
 from receiver.model import Event as ModelEvent
 from receiver.net import plain_client
@@ -52,6 +52,11 @@ class Forwarder:
                 return "ok"
 
 
+def option_of(mistake: Mistake) -> str:
+    """The command's option, for one of the handler's."""
+    return "--secret" if ".secrets" in mistake.key else "--forward"
+
+
 @asynccontextmanager
 async def open_forwarder(url: str, secret: str | None) -> AsyncIterator[Forwarder]:
     """A usage error where the address or the secret is none."""
@@ -59,7 +64,7 @@ async def open_forwarder(url: str, secret: str | None) -> AsyncIterator[Forwarde
     try:
         plugin = load_handler(HandlerConfig(name="forward", use="webhook", options={"url": url, "secrets": [secret]}), Path())
     except ConfigError as error:
-        raise click.UsageError("; ".join(f"--{mistake.key.rpartition('.')[2]}: {mistake.detail}" for mistake in error.mistakes)) from None
+        raise click.UsageError("; ".join(f"{option_of(mistake)}: {mistake.detail}" for mistake in error.mistakes)) from None
     async with plain_client() as http:
         context = Context(
             name="forward",

@@ -32,8 +32,8 @@ def read_pair(pair: str) -> tuple[str, Any]:
         raise click.BadParameter(f"{pair!r} is not NAME=VALUE.\n\n{HELP}", param_hint="-i")
     if name.endswith(":"):
         name = name[:-1]
-        return name, _parse_json(_read_file(value[1:]) if value.startswith("@") else value, f"-i {name}")
-    return name, _read_file(value[1:]) if value.startswith("@") else _json_or_text(value)
+        return name, _parse_json(_read_file(value[1:], f"-i {name}") if value.startswith("@") else value, f"-i {name}")
+    return name, _read_file(value[1:], f"-i {name}") if value.startswith("@") else _json_or_text(value)
 
 
 def read_metadata(pairs: Iterable[str]) -> dict[str, str]:
@@ -77,17 +77,17 @@ def _finite(text: str) -> float:
     return number
 
 
-def _read_file(name: str) -> str:
+def _read_file(name: str, option: str) -> str:
     try:
         return Path(name).read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise click.BadParameter(f"{name} is not UTF-8 text; for pictures and the like give a link", param_hint="-i") from None
+        raise click.BadParameter(f"{name} is not UTF-8 text; for pictures and the like give a link", param_hint=option) from None
     except OSError as error:
-        raise click.BadParameter(f"{name} cannot be read: {error.strerror}", param_hint="-i") from None
+        raise click.BadParameter(f"{name} cannot be read: {error.strerror}", param_hint=option) from None
 
 
 def _read_object(file: str) -> dict[str, Any]:
-    text = sys.stdin.read() if file == "-" else _read_file(file)
+    text = sys.stdin.read() if file == "-" else _read_file(file, "--input")
     found = _parse_json(text, "--input")
     if not isinstance(found, dict):
         raise click.BadParameter("must be a JSON object", param_hint="--input")

@@ -15,6 +15,7 @@ from receiver.client import Client, Job, JobPage, Timeline
 
 STATUSES = ("submitting", "unconfirmed", "queued", "processing", "succeeded", "failed", "cancelled", "expired")
 MAX_PAGE = 1000
+CANCEL_SECONDS = 5.0
 
 
 class When(click.ParamType[datetime]):
@@ -170,5 +171,14 @@ def describe(entry: dict[str, Any]) -> tuple[Text, Text]:
 @pass_session
 def cancel(session: Session, job_id: str, as_json: bool) -> None:
     """Cancel JOB where the provider can. It takes the status that the provider then tells."""
-    job = session.ask(lambda client: client.cancel(job_id))
+    job = session.ask(lambda client: cancel_and_look(client, job_id))
     print_json(job) if as_json else show_jobs([job])
+
+
+async def cancel_and_look(client: Client, job_id: str) -> Job:
+    """The provider is asked at once, and most answer within seconds."""
+    job = await client.cancel(job_id)
+    try:
+        return await client.wait(job_id, timeout=CANCEL_SECONDS)
+    except TimeoutError:
+        return job

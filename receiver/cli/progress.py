@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from time import monotonic
+from typing import NoReturn
 
+import click
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -13,35 +16,48 @@ from receiver.cli.output import console, cost, lasting, plain, print_lines, shor
 from receiver.client import FINAL, Client, Job, NotReachable
 
 LOOK_EVERY = 1.0  # seconds between two looks at the progress
+MOST_AWAY = 60.0  # seconds that a server may take to come back
 BAR = 20  # characters
 FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
 async def follow(client: Client, jobs: list[Job]) -> list[Job]:
-    """The jobs once they are final; meanwhile a line for each on stderr, where that is a terminal."""
+    """The jobs once they are final; meanwhile a line for each on stderr, which moves where that is a terminal. NotReachable."""
     board = Board(jobs)
-    finals = [asyncio.create_task(client.wait(job["id"])) for job in jobs]
-    looks = asyncio.create_task(_look(client, board))
     out = console(stderr=True)
+    looks = asyncio.create_task(_look(client, board))
+    waits = asyncio.create_task(_wait(client, jobs))
     try:
-        if not out.is_terminal:
-            return list(await asyncio.gather(*finals))
-        with Live(get_renderable=board.render, console=out, refresh_per_second=8, transient=True):
-            return list(await asyncio.gather(*finals))
+        if out.is_terminal:
+            with Live(get_renderable=board.render, console=out, refresh_per_second=8, transient=True):
+                await asyncio.wait({looks, waits}, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            for job in jobs:
+                click.echo(f"{job['id']} {job['status']}: waiting for its end", err=True)
+            await asyncio.wait({looks, waits}, return_when=asyncio.FIRST_COMPLETED)
+        return waits.result() if waits.done() else looks.result()
     finally:
-        for task in (looks, *finals):
-            task.cancel()
+        looks.cancel()
+        waits.cancel()
 
 
-async def _look(client: Client, board: Board) -> None:
-    """Keep the board fresh. A server that is away for a while is no reason to stop."""
+async def _wait(client: Client, jobs: list[Job]) -> list[Job]:
+    return list(await asyncio.gather(*(client.wait(job["id"]) for job in jobs)))
+
+
+async def _look(client: Client, board: Board) -> NoReturn:
+    """Keep the board fresh. A server that is away for a while is no reason to stop; one that stays away is."""
+    away_since: float | None = None
     while True:
         for job_id, job in list(board.jobs.items()):
             if job["status"] not in FINAL:
                 try:
                     board.jobs[job_id] = await client.job(job_id)
-                except NotReachable:
-                    continue
+                    away_since = None
+                except NotReachable as error:
+                    away_since = away_since or monotonic()
+                    if monotonic() - away_since > MOST_AWAY:
+                        raise NotReachable(f"{error}. The job goes on; once the server is back: receiver show {job_id}") from None
         await asyncio.sleep(LOOK_EVERY)
 
 

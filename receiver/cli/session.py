@@ -66,7 +66,7 @@ class Session:
 
     def client(self) -> Client:
         """A client of the server: --server, else $RECEIVER_URL, else [server] of the configuration."""
-        from receiver.client import Client
+        from receiver.client import Client, NotReachable
 
         url = self.server or os.environ.get(URL_VARIABLE) or None
         key = os.environ.get(KEY_VARIABLE) or None
@@ -74,7 +74,10 @@ class Session:
             url = server_address(self._server_config.host, self._server_config.port)
         if key is None:
             key = next(iter(self._server_config.api_keys), None)
-        return Client(url, key)
+        try:
+            return Client(url, key)
+        except NotReachable as error:  # it is no address at all
+            raise click.UsageError(str(error)) from None
 
     @property
     def _server_config(self) -> ServerConfig:

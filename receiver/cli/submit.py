@@ -59,7 +59,7 @@ async def submit_and_follow(
         jobs = submitted["jobs"]
         try:
             if waits:
-                jobs = await (wait_quietly(client, jobs) if as_json else follow(client, jobs))
+                jobs = await follow(client, jobs)
         except asyncio.CancelledError:
             click.echo(f"\nNot waiting any more; `receiver jobs --submission {submitted['submission_id']}` shows how it goes on.", err=True)
             raise
@@ -68,10 +68,6 @@ async def submit_and_follow(
     else:
         show_jobs(jobs)
     return jobs
-
-
-async def wait_quietly(client: Client, jobs: list[Job]) -> list[Job]:
-    return list(await asyncio.gather(*(client.wait(job["id"]) for job in jobs)))
 
 
 def has_failed(job: Job) -> bool:

@@ -131,7 +131,8 @@ def _read_words(words: Iterable[str], default: Scenario) -> dict[str, Any]:
     faults = set(default.faults)
     outcomes: list[Outcome] = []
     for word in filter(None, words):
-        key, equals, value = word.lower().partition("=")
+        key, equals, value = word.partition("=")
+        key = key.lower()
         if equals and key.replace("-", "_") in Scenario.__struct_fields__:
             changes[key.replace("-", "_")] = value
         elif not equals and (outcome := NICKNAMES.get(key) or _member(Outcome, key)) is not None:

@@ -243,3 +243,21 @@ def test_a_stop_ends_open_streams_and_long_polls_in_order(tmp_path):
             assert server.stop() == 0
         said = [json.loads(line)["event"] for line in server.errors]
         assert [event for event in said if not event.startswith("loop.")] == ["receiver.stopping"]  # a busy machine may stall the loop
+
+
+@pytest.mark.parametrize("words", [("jobs", "--server", "foo"), ("show", "job_1", "--server", "ftp://x"), ("watch", "--forward", "nourl")])
+def test_what_is_no_address_is_a_mistake_of_the_one_who_types(home, words):
+    code, _, errors = call(home, *words)
+    assert (code, words[-2] in errors or "is not the address" in errors) == (2, True)
+
+
+def test_a_file_that_cannot_be_read_is_told_by_its_option(home):
+    _, _, errors = call(home, "submit", "pixazo", "hunyuan-image", "--input", "nowhere.json")
+    assert "--input" in errors
+    assert "nowhere.json cannot be read" in errors
+
+
+def test_a_cancelled_job_is_shown_as_it_became(home):
+    (job,) = ask(home, "submit", "oxen", "flux", "-i", "prompt=x [sim: stuck]")["jobs"]
+    code, output, _ = call(home, "cancel", job["id"])
+    assert (code, output.split()[:2]) == (0, [job["id"], "cancelled"])
