@@ -46,7 +46,7 @@ def health(found: dict[str, Any], is_configured: bool) -> Text:
 
 def ways(found: dict[str, Any]) -> str:
     """How news of its jobs can come home."""
-    has = [word for word, is_there in (("callback", found["has_callback"]), ("stream", found["has_stream"])) if is_there]
+    has = [word for word, is_there in (("callback", found["calls_back"]), ("stream", found["has_stream"])) if is_there]
     return ", ".join([*has, "poll"])
 
 

@@ -67,7 +67,7 @@ def init(
     specs = load_specs()
     known = sorted(specs)
     if sys.stdin.isatty() and sys.stdout.isatty():
-        providers = providers or ask_providers(known)
+        providers = providers or ask_providers(known, "all" if simulated else "none yet")
         public_url = public_url or (None if simulated else ask_public_url())
         outputs = ask_outputs() if outputs is None else outputs
     providers, public_url = check_providers(providers, known), check_url(public_url)
@@ -90,8 +90,9 @@ def ask(text: str, check: Callable[[str], T], default: str = "") -> T:
     return click.prompt(text, default=default, show_default=bool(default), value_proc=lambda answer: check(answer.strip()))
 
 
-def ask_providers(known: list[str]) -> tuple[str, ...]:
-    text = f"Providers to use, of {', '.join(known)} (empty: none yet)"
+def ask_providers(known: list[str], without: str) -> tuple[str, ...]:
+    """`without`: what an empty answer comes to."""
+    text = f"Providers to use, of {', '.join(known)} (empty: {without})"
     return ask(text, lambda answer: check_providers(tuple(re.findall(r"[^\s,]+", answer)), known))
 
 

@@ -167,13 +167,17 @@ def pushing(services: Services) -> list[Account]:
     return [account for account in services.accounts.values() if (account.has_callback and has_url) or account.has_stream]
 
 
+def share_lost(services: Services, account: Account, counts: Counts) -> float | None:
+    """Of the jobs that came home by callback or poll, since the database was made: how many a poll had to find. None where there were
+    none, or nobody calls back."""
+    called, polled = (counts.get((f"provider:{account.name}", f"finished_by_{way}"), 0) for way in ("callback", "poll"))
+    is_called = account.has_callback and services.config.server.public_url is not None
+    return polled / (called + polled) if is_called and called + polled else None
+
+
 def loss_ratio(services: Services, counts: Counts) -> Metric:
-    """Of the jobs that came home by callback or poll, since the database was made; only where there were any."""
-    values = {}
-    for account in services.accounts.values():
-        called, polled = (counts.get((f"provider:{account.name}", f"finished_by_{way}"), 0) for way in ("callback", "poll"))
-        if account.has_callback and services.config.server.public_url is not None and called + polled:
-            values[account.name,] = polled / (called + polled)
+    shares = {(account.name,): share_lost(services, account, counts) for account in services.accounts.values()}
+    values = {name: share for name, share in shares.items() if share is not None}
     return gauge("receiver_callback_loss_ratio", "Jobs that a poll had to bring home in spite of callbacks.", ("provider",), values)
 
 

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from receiver.model import FinishedBy, Status
 from receiver.services import Services
 from receiver.stores.terms import JobFilter
+from receiver.web.metrics import share_lost
 from receiver.web.operations import Operation, services_of
 from receiver.web.pages_frame import page, show
 from receiver.web.pages_troubles import Refusing, find_refusing, find_troubles
@@ -69,11 +70,8 @@ def losses(services: Services, counters: Mapping[tuple[str, str], int]) -> list[
     rows = []
     for account in services.accounts.values():
         count = {way: counters.get((f"provider:{account.name}", f"finished_by_{way}"), 0) for way in ("callback", "poll", "stream")}
-        home = sum(count.values())
-        if home:
-            called = count["callback"] + count["poll"]
-            lost = count["poll"] / called if account.has_callback and called else None
-            rows.append({"name": account.name, **count, "lost": lost})
+        if any(count.values()):
+            rows.append({"name": account.name, **count, "lost": share_lost(services, account, counters)})
     return rows
 
 

@@ -46,6 +46,7 @@ async def provider_rows(services: Services) -> list[dict[str, Any]]:
                 "base_url": account.base_url if account else spec.base_url if spec else None,
                 "operations": show_operations(spec) if spec else [],
                 **show_abilities(spec),
+                "calls_back": account is not None and account.has_callback and services.config.server.public_url is not None,
                 "health": show_breaker(breakers.get(name), services.clock.now()),
                 "learned": [show_learned(account, row) for row in learned if account and row.provider == name],
                 "open_jobs": counts_of(jobs, name),

@@ -274,6 +274,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     has_callback: bool
     has_stream: bool
     has_list: bool
+    calls_back: bool
     health: ProviderHealth
     learned: list[LearnedTime]
     open_jobs: dict[str, int]

@@ -89,9 +89,9 @@ def test_who_only_asks_the_server_need_not_have_what_the_server_has(receiver, tm
     assert receiver("jobs", RECEIVER_API_KEY="k" * 20).exit_code == 3
 
 
-def test_an_address_that_is_none_is_code_3_without_a_traceback(receiver):
+def test_an_address_that_is_none_is_code_2_without_a_traceback(receiver):
     result = receiver("jobs", RECEIVER_URL="nonsense")
-    assert (result.exit_code, "nonsense" in result.stderr) == (3, True)
+    assert (result.exit_code, "nonsense" in result.stderr) == (2, True)
 
 
 def test_the_server_is_looked_for_where_the_configuration_says(receiver, tmp_path):

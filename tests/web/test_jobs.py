@@ -330,10 +330,10 @@ async def test_a_timeline_holds_so_much_raw_text_and_says_what_is_cut(web: Web, 
         assert not any("raw" in row or "raw_truncated" in row for row in rows)
 
 
-async def test_a_job_whose_provider_left_the_configuration_is_not_said_to_be_polled(web: Web):
+async def test_a_job_whose_provider_left_the_configuration_is_not_said_to_be_polled(web: Web, monkeypatch: pytest.MonkeyPatch):
     accepted = await web.submit()
     await web.accept(accepted["submission_id"], "elk-1")
-    web.services.accounts.pop("elkapi")
+    monkeypatch.delitem(web.services.accounts, "elkapi")
     answer = await web.client.post(f"/v1/jobs/{accepted['jobs'][0]['id']}/poll")
     assert answer.status_code == 409
     assert "not in the configuration" in answer.json()["detail"]

@@ -552,3 +552,13 @@ async def test_a_failed_job_shows_its_error_in_full(web: Web):
     page = await read(web, f"/jobs/{submitted['jobs'][0]['id']}")
     for words in ["content_rejected", "No <moose> allowed.", "E42"]:
         assert words in page
+
+
+@pytest.mark.parametrize(("server", "is_shown"), [("", False), ('public_url = "http://127.0.0.1:8080"', True)])
+async def test_no_callback_is_called_lost_where_nobody_was_asked_to_call_back(tmp_path: Path, server: str, is_shown: bool):
+    async with open_web(tmp_path, server) as web:
+        web.services.counters.add("provider:elkapi", "finished_by_poll", 3)
+        await web.services.counters.flush()
+        assert ('<span class="warned">100.0 %' in (await web.client.get("/", headers=HTML)).text) is is_shown
+        known = {row["name"]: row["calls_back"] for row in (await web.client.get("/v1/providers")).json()["providers"]}
+        assert known["elkapi"] is is_shown
