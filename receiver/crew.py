@@ -31,10 +31,6 @@ class Crew:
     def room(self, name: str) -> int:
         return max(self._limit_of(name) - self._running[name], 0)
 
-    @property
-    def is_idle(self) -> bool:
-        return not self._tasks
-
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._run(work), name=f"{self.name} {name}")
         self._running[name] += 1

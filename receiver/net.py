@@ -1,10 +1,10 @@
-"""The network: every HTTP call of ours starts here or in guarded.py. No other room knows httpx (but receiver/client, for users).
+"""The network: every HTTP call of ours starts here or in guarded.py, the only rooms that know httpx (but receiver/client, for users).
 
 Three clients, by whose word the address is:
 
 - `ProviderClient` calls providers at addresses that the operator configured. It says whether a call that failed may be repeated.
 - `guarded.guarded_client` fetches what somebody else named (outputs, keys of signers, what a handler is told to fetch).
-- `plain_client` is for the command line and the simulator: no guard, nothing from the environment.
+- `plain_client` is for addresses that the operator names (a handler's `url`, the command line) and for the simulator: no guard.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def plain_client() -> httpx.AsyncClient:
-    """A client without a guard, for addresses that the user typed: no redirects, nothing from the environment."""
+    """A client without a guard, for addresses that the operator names: no redirects, nothing from the environment."""
     return httpx.AsyncClient(
         verify=shared_tls(),
         trust_env=False,

@@ -25,7 +25,7 @@ from receiver.times import to_micros
 from receiver.tracing import NOTHING, Attribute, Kind, Span, Tracing, current
 
 KINDS = {kind.name.lower(): kind for kind in SpanKind}
-# Those that have a name of their own in OpenTelemetry's conventions; the others are the design's words.
+# Those that have a name of their own in OpenTelemetry's conventions; the others are our own words.
 NAMES = {
     "http_method": "http.request.method",
     "http_route": "http.route",

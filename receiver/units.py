@@ -74,12 +74,6 @@ def parse_rate(value: str) -> RateLimit:
     return RateLimit(int(match[1]), _SECONDS[match[2]])
 
 
-def format_rate(rate: RateLimit) -> str:
-    """As `parse_rate` reads it."""
-    unit = next(unit for unit, seconds in _SECONDS.items() if seconds == rate.seconds)
-    return f"{rate.count}/{unit}"
-
-
 def _quantity(value: object, units: dict[str, int], plain: str, help_text: str) -> Decimal:
     """The value in the smallest unit; Decimal, because 0.1 s is not a float."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):

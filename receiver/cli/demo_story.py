@@ -123,8 +123,6 @@ def callbacks_of(ledger: Ledger, act: Act, jobs: Iterable[Job], kind: str) -> li
 
 # What there is to tell
 
-EVERY_DAY = {"queued", "processing"}
-
 
 def steps(scene: Scene) -> Iterator[Line]:
     """How each job gets on."""

@@ -67,10 +67,6 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     def has_list(self) -> bool:
         return self.spec.table.list is not None
 
-    @property
-    def has_lookup(self) -> bool:
-        return self.spec.table.lookup is not None
-
     def has_cancel(self, operation: str) -> bool:
         return self.spec.cancel_call(operation) is not None
 

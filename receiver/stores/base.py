@@ -9,7 +9,7 @@ Foreign errors are translated: a full disk, an I/O error, a database that is awa
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -86,7 +86,7 @@ class Inbox(Protocol):
         ...
 
     async def set_aside_notices(self, outcomes: Sequence[NoticeOutcome]) -> None:
-        """Write outcomes that change no job (orphans, unreadable ones without a submission)."""
+        """Write outcomes that change no job (orphans, what cannot be read, what brings out a fault)."""
         ...
 
     async def reopen_notice(self, notice_id: str) -> bool:
@@ -383,6 +383,3 @@ class Store(Submissions, Inbox, Settling, Polls, Deliveries, Reading, Upkeep, Ke
     """All of it."""
 
     async def close(self) -> None: ...
-
-
-OpenedStore = AsyncIterator[Store]

@@ -237,7 +237,3 @@ def read_fields(request: Request) -> Form:
         if len(text) > MAX_TEXT or "\0" in text:
             raise Invalid([{"parameter": name, "detail": f"is not a text of up to {MAX_TEXT} characters without NUL"}])
     return {name: text for name, text in pairs.items() if text}
-
-
-def now_of(request: Request) -> datetime:
-    return services_of(request).clock.now()

@@ -11,20 +11,20 @@ from receiver.client import ApiError, NotReachable
 from receiver.errors import ConfigError, Mistake, StoreUnavailable
 from tests.loopback import free_port
 
-CONTRACT = (
+PROMISED = (
     "demo serve poll submit jobs show watch cancel replay dead providers handlers keys costs doctor simulate try-spec init migrate prune"
 )
 LISTINGS = ["jobs", "show", "dead", "providers", "handlers", "keys", "costs", "doctor", "submit", "cancel", "replay"]
 
 
-def test_the_help_names_every_command_of_the_contract(receiver):
+def test_the_help_names_every_command_that_is_promised(receiver):
     result = receiver("--help")
     assert result.exit_code == 0
-    assert list(COMMANDS) == CONTRACT.split()
+    assert list(COMMANDS) == PROMISED.split()
     assert all(f"\n  {name} " in result.stdout for name in COMMANDS)
 
 
-@pytest.mark.parametrize("name", CONTRACT.split())
+@pytest.mark.parametrize("name", PROMISED.split())
 def test_every_command_has_help_and_takes_a_configuration(receiver, name):
     result = receiver(name, "--help")
     assert result.exit_code == 0
