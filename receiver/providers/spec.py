@@ -201,6 +201,7 @@ class CallbackTable(Table, frozen=True, kw_only=True):
     signature: Signature | None = None
     account_wide: bool = False
     thin: bool = False  # it tells that a job ended, and nothing more
+    method: Literal["POST", "PUT", "PATCH"] = "POST"  # that it comes by; a POST is taken in any case
     handshake: Literal["cloudevents"] | None = None
     kept_headers: tuple[str, ...] = ()
     task: JsonPath | None = None

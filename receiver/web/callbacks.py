@@ -127,7 +127,7 @@ class Callbacks:
         if found is None:
             raise NotFound("There is nothing at this address.")
         provider, token = found[1], found[2]
-        if scope["method"] != "POST":
+        if scope["method"] != "POST" and scope["method"] != self._other_method(provider):
             return self._answer_method(scope, provider, token)
         if provider == PROBED:
             return await self._answer_probe(scope, receive, token)
@@ -155,16 +155,19 @@ class Callbacks:
         body = await self._read_body(receive, headers.get("content-length", ""), self._room)
         return Response(make_echo(proof, headers, body), headers={PROOF: proof}, media_type="application/json")
 
+    def _other_method(self, provider: str) -> str | None:
+        spec = self._services.inbox.find_spec(provider)
+        return None if spec is None or spec.table.callback is None else spec.table.callback.method
+
     def _answer_method(self, scope: Scope, provider: str, token: str | None) -> Response:
         """405, or the handshake of CloudEvents where the spec asks for it."""
         spec = self._services.inbox.find_spec(provider)
         if spec is None or spec.table.callback is None:
             raise UnknownProvider
-        if spec.table.callback.handshake is None:
-            return problem(405, "A callback is a POST.", headers={"Allow": "POST"})
-        allow = {"Allow": "POST, OPTIONS"}
-        if scope["method"] != "OPTIONS":
-            return problem(405, "A callback is a POST.", headers=allow)
+        method, asks_first = spec.table.callback.method, spec.table.callback.handshake is not None
+        allow = {"Allow": ", ".join(dict.fromkeys(["POST", method, *(["OPTIONS"] if asks_first else [])]))}
+        if not asks_first or scope["method"] != "OPTIONS":
+            return problem(405, f"A callback is a {method}.", headers=allow)
         self._services.inbox.prove(provider, token)
         return Response(headers=allow | allow_origin(read_headers(scope).get("webhook-request-origin", "")))
 

@@ -126,6 +126,38 @@ async def test_anything_but_post_is_405(web: Web):
             assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
+PUTS = """
+base_url = "https://api.example.com"
+[operations.default.submit]
+path = "/jobs"
+callback = {body = "notify"}
+[poll]
+path = "/jobs/{id}"
+[callback]
+method = "PUT"
+[status]
+succeeded = ["done"]
+failed = ["broken"]
+[read]
+id = "id"
+status = "status"
+"""
+
+
+async def test_a_spec_may_name_another_verb(tmp_path: Path):
+    (tmp_path / "puts.toml").write_text(PUTS)
+    async with open_web(tmp_path, f'provider_specs = ["{tmp_path}"]\n[providers.puts]\napi_key = "k"\n') as web:
+        submitted = await web.submit({"provider": "puts", "input": {}})
+        path = web.callback_path(submitted["submission_id"], "puts")
+        for method in ("PUT", "POST"):
+            assert (await web.client.request(method, path, content=b'{"id": "r-1", "status": "done"}')).status_code == 200
+        for method in ("GET", "PATCH", "OPTIONS"):
+            answer = await web.client.request(method, path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, "POST, PUT")
+        assert (await web.client.put(web.callback_path(submitted["submission_id"], "elkapi"), content=b"{}")).status_code == 405
+        assert len(await notices_of(web)) == 2
+
+
 async def test_a_body_over_the_limit_is_413_and_the_jobs_are_polled(web: Web):
     submitted = await web.submit()
     job_id = submitted["jobs"][0]["id"]
