@@ -75,12 +75,12 @@ def read_submit_answer(account: Account, submission: Submission, answer: Answer,
     wait = read_retry_after(spec, answer, now)
     table = spec.table.answers
     if status in table.unknown:
-        return _unknown(_describe(status, error))
+        return _unknown(_describe(status, error), error.provider_code)
     if status == TOO_MANY or status in table.not_taken or (status == UNAVAILABLE and "retry-after" in answer.headers):
         return RefusedAnswer(error) if status in table.refused else NotTakenAnswer(wait, error)
     if 300 <= status < 500 or status in table.refused:
         return RefusedAnswer(error)
-    return _unknown(_describe(status, error))
+    return _unknown(_describe(status, error), error.provider_code)
 
 
 def read_poll_answer(account: Account, job: Job, answer: Answer, now: datetime) -> Update | PollFailure:
@@ -223,7 +223,7 @@ def _read_form(spec: Spec, submission: Submission, answer: Answer, now: datetime
     error = _read_error(spec, submission.operation, answer)
     if form.means == "refused":
         return RefusedAnswer(error)
-    return NotTakenAnswer(read_retry_after(spec, answer, now), error) if form.means == "not_taken" else _unknown(error.message)
+    return NotTakenAnswer(read_retry_after(spec, answer, now), error) if form.means == "not_taken" else _unknown(error.message, error.provider_code)
 
 
 def _read_submitted(spec: Spec, reading: Reading, body: Any, now: datetime) -> list[Update]:
@@ -255,8 +255,8 @@ def _has_form(form: Form, body: Any) -> bool:
     return any(not words or (read_word(found) or "").casefold() in words for found in form.at.find(body))
 
 
-def _unknown(reason: str) -> UnknownAnswer:
-    return UnknownAnswer(JobError(ErrorCode.SUBMIT_UNKNOWN, reason), reason)
+def _unknown(reason: str, provider_code: str | None = None) -> UnknownAnswer:
+    return UnknownAnswer(JobError(ErrorCode.SUBMIT_UNKNOWN, reason, provider_code), reason)
 
 
 def _read_job_answer(account: Account, job: Job, answer: Answer, now: datetime, channel: ReadChannel) -> Update | PollFailure:

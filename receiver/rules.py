@@ -338,12 +338,12 @@ def apply_not_taken(family: Family, next_attempt_at: datetime, now: datetime) ->
     return draft.done()
 
 
-def apply_lost(family: Family, reason: str, now: datetime) -> Change:
+def apply_lost(family: Family, reason: str, now: datetime, provider_code: str | None = None) -> Change:
     """Sent, and the answer is lost: it may run, and may be billed. Never sent again."""
     draft = Draft.of(family, now)
     if family.submission.state is SubmissionState.SENT:
         draft.submission = msgspec.structs.replace(draft.submission, state=SubmissionState.LOST)
-    error = JobError(ErrorCode.SUBMIT_UNKNOWN, reason)
+    error = JobError(ErrorCode.SUBMIT_UNKNOWN, reason, provider_code)
     for job in family.jobs:
         if job.status is Status.SUBMITTING and job.remote_id is None:
             submitted_at = draft.submission.sent_at

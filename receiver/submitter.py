@@ -160,7 +160,7 @@ def read_change(account: Account, family: Family, read: Read, now: datetime, not
         case RefusedAnswer():
             return apply_refused(family, read.error, now)
         case UnknownAnswer():
-            return apply_lost(family, read.reason, now)
+            return apply_lost(family, read.reason, now, read.error.provider_code)
         case NotTakenAnswer():
             attempts = family.submission.attempts
             if attempts >= account.submit_attempts:

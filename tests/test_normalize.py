@@ -593,3 +593,9 @@ def test_a_callback_may_bring_none_at_all(none):
     account = small('outputs = "outputs"\n')
     update = read_callback(account, None, {}, b'{"id": "r-1", "status": "done", "outputs": %s}' % none.encode())
     assert (update.status, update.outputs, update.is_unusable) == (Status.SUCCEEDED, (), False)
+
+
+def test_an_answer_that_leaves_it_open_keeps_the_providers_code():
+    lost = submit(small(), 502, {"why": "upstream", "code": "c502"})
+    assert isinstance(lost, UnknownAnswer)
+    assert (lost.error.code, lost.error.message, lost.error.provider_code) == (ErrorCode.SUBMIT_UNKNOWN, "HTTP 502: upstream", "c502")
