@@ -108,8 +108,10 @@ async def settle_notice(services: Services, notice_id: str) -> Job | None:
 
 
 async def send_test_event(services: Services, handler: str) -> Event:
-    """Give one handler an event about nothing, whatever its filters say. NotFound for one that is not configured."""
-    if handler not in services.handlers:
+    """Give one handler an event about nothing, whatever its filters say; once, for nothing is won by a second time. NotFound for one
+    that is not configured."""
+    config = services.handlers.get(handler)
+    if config is None:
         raise NotFound(f"There is no handler {handler} in the configuration.")
     now = services.clock.now()
     event = own_event("test", {"message": "A test event, sent by hand."}, now)
@@ -119,6 +121,7 @@ async def send_test_event(services: Services, handler: str) -> Event:
         event_type=event.type,
         job_id=None,
         handler=handler,
+        attempts=config.retry.attempts - 1,
         next_attempt_at=now,
         created_at=now,
         updated_at=now,

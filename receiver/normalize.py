@@ -223,7 +223,11 @@ def _read_form(spec: Spec, submission: Submission, answer: Answer, now: datetime
     error = _read_error(spec, submission.operation, answer)
     if form.means == "refused":
         return RefusedAnswer(error)
-    return NotTakenAnswer(read_retry_after(spec, answer, now), error) if form.means == "not_taken" else _unknown(error.message, error.provider_code)
+    return (
+        NotTakenAnswer(read_retry_after(spec, answer, now), error)
+        if form.means == "not_taken"
+        else _unknown(error.message, error.provider_code)
+    )
 
 
 def _read_submitted(spec: Spec, reading: Reading, body: Any, now: datetime) -> list[Update]:

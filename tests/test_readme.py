@@ -260,7 +260,7 @@ def test_what_is_looked_for_in_the_log_and_the_metrics_is_there():
 def test_every_event_is_named():
     told = set(re.findall(r"`((?:job|receiver)\.\w+)`", README.split("| event | when |")[1].split("\n\n")[0]))
     assert told == {f"job.{status}" for status in ("submitted", "stored", *Status)} - {"job.submitting", "job.queued"} | {
-        f"receiver.{name}" for name in ("dead_letter", "unconfirmed", "provider_failing", "callbacks_lost")
+        f"receiver.{name}" for name in ("dead_letter", "unconfirmed", "provider_failing", "callbacks_lost", "test")
     }
 
 

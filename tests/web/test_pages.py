@@ -422,6 +422,7 @@ async def test_a_handler_is_given_a_test_event(web: Web):
     assert await press(web, "/handlers/tell/test") == "../../handlers?tested=tell"
     ((delivery, event),) = await web.services.store.claim_deliveries(web.services.clock.now(), {"tell": 5})
     assert (event.type, event.source, event.subject, delivery.handler) == ("receiver.test", "/receiver", None, "tell")
+    assert delivery.attempts == web.services.handlers["tell"].retry.attempts  # the last one
     assert "on its way to tell" in await read(web, "/handlers?tested=tell")
 
 
