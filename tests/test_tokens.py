@@ -1,11 +1,15 @@
 """The token in a callback URL."""
 
+import hashlib
+import hmac
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from itsdangerous import Signer
 
 from receiver.errors import Unproven
-from receiver.tokens import Tokens
+from receiver.tokens import Tokens, make_signer
 
 SUBMISSION = "sub_019e11aa2b3c7d4e8f506172839405a6"
 
@@ -57,3 +61,10 @@ def test_no_changed_character_is_accepted(data):
     changed = token[:at] + other + token[at + 1 :]
     with pytest.raises(Unproven):
         tokens.check("elkapi", changed)
+
+
+@given(st.text(min_size=8, max_size=80), st.text(max_size=80))
+def test_the_key_taken_in_once_signs_as_itsdangerous_does(secret, value):
+    key = hmac.digest(secret.encode(), b"receiver.callback.elkapi", "sha256")
+    usual = Signer(key, key_derivation="none", digest_method=hashlib.sha256)
+    assert make_signer(secret, "receiver.callback.elkapi").sign(value) == usual.sign(value)
