@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 import structlog
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from receiver.addresses import parse_networks
+from receiver.addresses import Network, parse_networks
 from receiver.errors import BodyOverLimit, NotFound, Overloaded, ReceiverError, TooMany, Unavailable, UnknownProvider, Unproven
 from receiver.probing import PROBED, PROOF, make_echo, make_proof
 from receiver.providers.signatures import Presented
@@ -19,6 +21,7 @@ from receiver.web.guard import Sender, encode_headers
 from receiver.web.headroom import Headroom
 from receiver.web.operations import Answer, Operation
 from receiver.web.patience import Patience
+from receiver.web.peers import find_peer
 from receiver.web.prepared import Prepared, exchange_of
 from receiver.web.problems import last_resort, problem, problem_of
 from receiver.web.slowing import Slowing
@@ -31,6 +34,7 @@ log = structlog.get_logger("receiver.web")
 NO_ROOM = "Too many callbacks arrive at once; try again later."
 HELD_BODIES = 64  # of the largest size, that may be in memory at once
 HELD_UNPROVEN = 16  # and as many that nothing is known of before they are whole: these must not crowd out the others
+SHARES = 4  # of those, that one address may have as long as others want some
 HELD_BYTES = 256 * 1024 * 1024  # at most, however large one may be; four of those fit all the same
 
 
@@ -65,10 +69,37 @@ class Disconnected(Exception):
 
 
 class Room:
-    """Bytes that several bodies share."""
+    """Bytes that several bodies share; a room within another one takes of both."""
 
-    def __init__(self, size: int) -> None:
-        self.left = size
+    def __init__(self, size: int, within: Room | None = None) -> None:
+        self.left, self._within = size, within
+
+    def has(self, size: int) -> bool:
+        return self.left >= size and (self._within is None or self._within.has(size))
+
+    def take(self, size: int) -> None:
+        """Give back what is taken, as a negative size."""
+        self.left -= size
+        if self._within is not None:
+            self._within.take(size)
+
+
+class Strangers:
+    """The room for bodies that nothing is known of before they are whole, of which an address has a share: none crowds out all others."""
+
+    def __init__(self, whole: Room, trusted: Sequence[Network]) -> None:
+        self._whole, self._trusted = whole, trusted
+        self._share = max(whole.left // SHARES, 1)
+        self._rooms: WeakValueDictionary[str, Room] = WeakValueDictionary()  # of those whose bodies are on their way
+
+    def find(self, scope: Scope) -> Room:
+        peer = find_peer(scope, self._trusted)
+        if not peer.is_certain:  # behind an unknown proxy everybody has the same address
+            return self._whole
+        room = self._rooms.get(peer.group)
+        if room is None:
+            room = self._rooms[peer.group] = Room(self._share, self._whole)
+        return room
 
 
 def make_room(limit: int, bodies: int) -> Room:
@@ -82,8 +113,8 @@ class Callbacks:
     def __init__(self, services: Services, headroom: Headroom) -> None:
         self._services, self._headroom = services, headroom
         self._limit = services.inbox.max_body_bytes
-        self._room, self._unproven_room = make_room(self._limit, HELD_BODIES), make_room(self._limit, HELD_UNPROVEN)
         networks = parse_networks(services.config.server.trusted_proxies)
+        self._room, self._strangers = make_room(self._limit, HELD_BODIES), Strangers(make_room(self._limit, HELD_UNPROVEN), networks)
         self._patience = Patience(BODY_TIMEOUT)
         self._slowing = Slowing(services.clock, networks, lambda: services.counters.add("receiver", "callbacks_slowed"))
 
@@ -135,7 +166,7 @@ class Callbacks:
         submission_id = inbox.prove(provider, token)
         headers = read_headers(scope)
         try:
-            room = self._room if token is not None else self._unproven_room
+            room = self._room if token is not None else self._strangers.find(scope)
             await self._headroom.take_notice()
             body = self._take_body(scope, room)
             if body is None:
@@ -177,7 +208,7 @@ class Callbacks:
         body = None if exchange is None else exchange.take_body()
         if body is not None and len(body) > self._limit:
             raise BodyOverLimit(f"The body is over {self._limit} bytes.")
-        if body is not None and len(body) > room.left:
+        if body is not None and not room.has(len(body)):
             raise Overloaded(NO_ROOM)
         return body
 
@@ -195,10 +226,10 @@ class Callbacks:
                         raise Disconnected
                     chunk = message.get("body", b"")
                     held += len(chunk)
-                    room.left -= len(chunk)
+                    room.take(len(chunk))
                     if held > self._limit:
                         raise BodyOverLimit(f"The body is over {self._limit} bytes.")
-                    if room.left < 0:
+                    if not room.has(0):
                         raise Overloaded(NO_ROOM)
                     chunks.append(chunk)
                     if not message.get("more_body", False):
@@ -206,7 +237,7 @@ class Callbacks:
         except TimeoutError:
             raise Overloaded("The body did not arrive in time; send it again.") from None
         finally:
-            room.left += held
+            room.take(-held)
 
 
 def read_headers(scope: Scope) -> dict[str, str]:

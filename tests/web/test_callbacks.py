@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import httpx
 import pytest
 
 from receiver.errors import StoreUnavailable
@@ -280,7 +281,23 @@ async def test_bodies_of_strangers_crowd_out_no_proven_one(tmp_path: Path, monke
         assert (await web.client.post("/callbacks/openai", content=b"{}")).status_code == 401
 
 
-async def leave_open(web: Web, path: str, body: bytes, is_read: asyncio.Event) -> None:
+async def test_strangers_at_one_address_crowd_out_nobody_at_another(tmp_path: Path):
+    accounts = '[providers.openai]\napi_key = "k"\ncallback_secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]\n'
+    async with open_web(tmp_path, accounts) as web:
+        flooding = [asyncio.create_task(leave_open(web, "/callbacks/openai", b"x" * MAX, asyncio.Event(), "192.0.2.1")) for _ in range(30)]
+        async with asyncio.timeout(5):
+            ended, _ = await asyncio.wait(flooding, return_when=asyncio.FIRST_COMPLETED)
+        assert len(ended) < len(flooding)
+        for address, status in [("192.0.2.1", 503), ("192.0.2.2", 401)]:
+            transport = httpx.ASGITransport(web.app, client=(address, 1))
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
+                assert (await client.post("/callbacks/openai", content=b"{}")).status_code == status
+        for task in flooding:
+            task.cancel()
+        await asyncio.wait(flooding)
+
+
+async def leave_open(web: Web, path: str, body: bytes, is_read: asyncio.Event, address: str | None = None) -> None:
     """Send a body that does not end; tells when this much of it was read."""
     parts = [{"type": "http.request", "body": body, "more_body": True}]
 
@@ -290,7 +307,12 @@ async def leave_open(web: Web, path: str, body: bytes, is_read: asyncio.Event) -
             await asyncio.Event().wait()
         return parts.pop()
 
-    await web.app({"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}, receive, receive)
+    async def send(message: dict) -> None:
+        pass
+
+    client = None if address is None else (address, 1)
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "client": client}
+    await web.app(scope, receive, send)
 
 
 @pytest.mark.parametrize(
