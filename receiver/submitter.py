@@ -67,7 +67,8 @@ class Submitter:
         lost = await self._store.claim_lost_submissions(100)
         reason = "The submit was under way when the process that sent it ended."
         decides = {family.submission.id: decide_lost(reason, now) for family in lost}
-        await until_stored(lambda: self._settling.settle_apart(decides, now), self._clock)  # nobody else claims them as long as we live
+        if decides:  # nobody else claims them as long as we live
+            await until_stored(lambda: self._settling.settle_apart(decides, now), self._clock)
         return len(lost) == 100
 
     async def _submit(self, account: Account, family: Family) -> None:
