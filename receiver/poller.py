@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from receiver.adoption import adopt_from_list
+from receiver.asking import Asking, Refused
 from receiver.backoff import retry_at
 from receiver.clock import Clock
 from receiver.crew import Crew, until_stored
 from receiver.decisions import Decide, Decision, in_turn
-from receiver.errors import ProviderFault, Unreadable
+from receiver.errors import Unreadable
 from receiver.limiter import Limiter
 from receiver.model import Answer, Channel, Family, Job, Notice, Outcome, Poll, Request, Status, Update
 from receiver.net import ProviderClient
 from receiver.normalize import (
     PollFailure,
-    read_list_answer,
     read_lookup_answer,
     read_poll_answer,
-    read_rate_headers,
     read_result_answer,
-    read_retry_after,
 )
 from receiver.providers.account import Account
 from receiver.providers.requests import (
     build_cancel_request,
-    build_list_requests,
     build_lookup_request,
     build_poll_request,
     build_result_request,
@@ -44,7 +39,6 @@ from receiver.tracing import Span
 from receiver.verdicts import not_found
 
 NOT_FOUND_AFTER = 3  # answers in a row that the provider does not know the id
-TIMEOUT = timedelta(seconds=30)
 LISTED = 1_000  # jobs that one list call is made for
 SETTLED = 100  # of them at a time
 WORTH_A_LIST = 3  # due jobs from which on one list call is cheaper than asking about each
@@ -54,17 +48,12 @@ ReadAnswer = Callable[[Account, Job, Answer, datetime], Update | PollFailure]
 log = structlog.get_logger("receiver.poller")
 
 
-class Refused(NamedTuple):
-    """A list that a provider does not give for now."""
-
-    seconds: float | None  # for which it asks to be left alone
-
-
 class Poller:
     """Asks providers about jobs that are due, each provider with a bounded number of calls at once."""
 
     def __init__(self, settling: Settling, client: ProviderClient, limiter: Limiter, clock: Clock, wake: Callable[[], None]) -> None:
-        self._settling, self._store, self._client, self._limiter, self._clock = settling, settling.store, client, limiter, clock
+        self._settling, self._store, self._limiter, self._clock = settling, settling.store, limiter, clock
+        self._calls = Asking(settling, client, limiter, clock)
         self._next_list_at: dict[str, datetime] = {}
         self._list_again_at: dict[str, datetime] = {}
         self._listing: set[str] = set()  # accounts: one list call at a time
@@ -138,7 +127,7 @@ class Poller:
 
     async def _cancel(self, account: Account, poll: Poll, job: Job) -> Poll:
         """Ask the provider to cancel. Its answer is never a status: the poll that follows tells."""
-        answer, fault = await self._send("cancel", account, build_cancel_request(account, job))
+        answer, fault = await self._calls.send("cancel", account, build_cancel_request(account, job))
         is_settled = answer is not None and answer.status < 500 and answer.status != 429
         log.info("cancel.sent", job=job.id, provider=account.name, http_status=answer and answer.status, error=fault)
         return msgspec.structs.replace(poll, cancel=not is_settled)
@@ -165,28 +154,13 @@ class Poller:
         self, what: str, account: Account, job: Job, request: Request, read: ReadAnswer
     ) -> tuple[Answer | None, Update | PollFailure]:
         """One call about one job, and what its answer says."""
-        answer, fault = await self._send(what, account, request)
+        answer, fault = await self._calls.send(what, account, request)
         if answer is None:
             return None, PollFailure(0, None, False, fault or "no answer", True)
         try:
             return answer, read(account, job, answer, self._clock.now())
         except Unreadable as error:
             return answer, PollFailure(answer.status, None, False, str(error), False)
-
-    async def _send(self, what: str, account: Account, request: Request) -> tuple[Answer | None, str | None]:
-        """The answer, or why there is none."""
-        self._settling.counters.add(f"provider:{account.name}", "polls")
-        try:
-            with self._settling.begin_call(what, account, request) as span:
-                answer = await self._client.send(request, timeout=TIMEOUT)
-                span.note(http_status=answer.status)
-        except ProviderFault as error:
-            return None, str(error)
-        now = self._clock.now()
-        pause = read_rate_headers(account, answer, now)
-        if pause is not None:
-            self._limiter.pause(account, now, pause)
-        return answer, None
 
     async def _failed(self, account: Account, poll: Poll, job: Job, failure: PollFailure, answer: Answer | None) -> None:
         now = self._clock.now()
@@ -224,7 +198,7 @@ class Poller:
             if room_at is not None:
                 await self._release(msgspec.structs.replace(poll, due_at=room_at))
                 return
-            found, _ = await self._send("lookup", account, request)
+            found, _ = await self._calls.send("lookup", account, request)
             if found is None or found.status >= 500 or found.status == 429:
                 await self._release(poll)  # cannot tell: ask again later
                 return
@@ -270,7 +244,7 @@ class Poller:
     async def _settle_listed(self, account: Account, listed: dict[str | None, list[tuple[Poll, Job]]]) -> Refused | None:
         """Takes out of `listed` what is settled."""
         jobs = [job for pairs in listed.values() for _, job in pairs]
-        rows, refused = await self._list(account, jobs, listed)
+        rows, refused = await self._calls.read_list(account, jobs, listed)
         for start in range(0, len(rows), SETTLED):  # others have a turn in between
             decides: defaultdict[str, list[Decide]] = defaultdict(list)
             part = {update.remote_id: (update, row) for update, row in rows[start : start + SETTLED] if update.remote_id in listed}
@@ -293,35 +267,6 @@ class Poller:
         ]
         await until_stored(lambda: self._store.release_polls(later), self._clock)
 
-    async def _list(
-        self, account: Account, jobs: Sequence[Job], wanted: Container[str | None] | None = None
-    ) -> tuple[list[tuple[Update, bytes]], Refused | None]:
-        """The rows about `wanted` ids, without it all; and whether the provider takes no such call for now."""
-        rows: list[tuple[Update, bytes]] = []
-        for request in build_list_requests(account, jobs):
-            if await self._limiter.take(account, self._clock.now(), for_poll=True) is not None:
-                break
-            answer, fault = await self._send("list", account, request)
-            if answer is None or answer.status == 429 or answer.status >= 500:
-                return rows, await self._refused(account, answer, fault)
-            try:
-                rows += await asyncio.to_thread(read_list_answer, account, answer, self._clock.now(), wanted)  # it may be long
-                await self._limiter.succeeded(account)
-            except Unreadable as error:
-                log.warning("list.unreadable", provider=account.name, http_status=answer.status, reason=str(error))
-        return rows, None
-
-    async def _refused(self, account: Account, answer: Answer | None, fault: str | None) -> Refused:
-        now = self._clock.now()
-        seconds = None if answer is None else read_retry_after(account.spec, answer, now)
-        reason = fault or ("no answer" if answer is None else f"HTTP {answer.status}")
-        log.warning("list.refused", provider=account.name, reason=reason, retry_after=seconds)
-        if answer is None or answer.status >= 500:
-            await self._limiter.failed(account, now, reason)
-        elif seconds is not None:
-            self._limiter.pause(account, now, seconds)
-        return Refused(seconds)
-
     async def _look_for_unconfirmed(self, account: Account, now: datetime) -> None:
         """Submissions whose answer was lost may be in the provider's list."""
         if self._next_list_at.get(account.name, now) > now or not self.crew.room(account.name):
@@ -332,7 +277,7 @@ class Poller:
             self.crew.start(account.name, self._adopt(account, families))
 
     async def _adopt(self, account: Account, families: Sequence[Family]) -> None:
-        rows, _ = await self._list(account, [job for family in families for job in family.jobs])
+        rows, _ = await self._calls.read_list(account, [job for family in families for job in family.jobs])
         held = {job.remote_id for job in await self._store.find_open_jobs(account.name, [update.remote_id or "" for update, _ in rows])}
         rows = [row for row in rows if row[0].remote_id not in held]
         adopted = adopt_from_list(families, [update for update, _ in rows], account.submit_timeout)
