@@ -25,7 +25,7 @@ log = structlog.get_logger("receiver.asking")
 
 
 class Refused(NamedTuple):
-    """A list that a provider does not give for now."""
+    """A list that a provider does not give at present."""
 
     seconds: float | None  # for which it asks to be left alone
 
@@ -54,7 +54,7 @@ class Asking:
     async def read_list(
         self, account: Account, jobs: Sequence[Job], wanted: Container[str | None] | None = None
     ) -> tuple[list[tuple[Update, bytes]], Refused | None]:
-        """The rows about `wanted` ids, without it all; and whether the provider takes no such call for now."""
+        """The rows about `wanted` ids, without it all; and whether the provider takes no such call at present."""
         rows: list[tuple[Update, bytes]] = []
         for request in build_list_requests(account, jobs):
             if await self._limiter.take(account, self._clock.now(), for_poll=True) is not None:

@@ -38,6 +38,7 @@ MAX_DEPTH = 5
 MAX_EMITTED_BYTES = 256 * 1024
 MAX_ERROR = 1_000
 PROBE = 10  # deliveries that are claimed where none is known to wait: what is settled here needs the room
+MOST_CUT_OFF = 5  # runs that ended with our process; one of them may be what ends it, at every start
 MOST_UNWRITTEN = 1_000  # runs whose end the store does not take
 RESERVED = frozenset({"job.submitted", "job.processing", "job.succeeded", "job.failed", "job.cancelled", "job.expired", "job.unconfirmed"})
 log = structlog.get_logger("receiver.dispatcher")
@@ -142,9 +143,8 @@ class Dispatcher:
     def _begin(self, delivery: Delivery, event: Event) -> None:
         run = Run(delivery, event, self._begin_span(delivery, event) if self._tracing.is_on else NOTHING)
         self.health[delivery.handler].running += 1
-        attempts = self._configs[delivery.handler].retry.attempts
-        if delivery.attempts > attempts:  # a run that failed says so; this one may be what ends our process, at every start
-            run.error = PermanentError(f"it was begun {delivery.attempts - 1} times; retry.attempts allows {attempts}")
+        if delivery.attempts > self._configs[delivery.handler].retry.attempts + MOST_CUT_OFF:
+            run.error = PermanentError(f"it was begun {delivery.attempts - 1} times, and each time our process ended before it did")
             self._ended(run)
             return
         self._runs[delivery.handler].start(run, _handle(self._handlers[delivery.handler], run))

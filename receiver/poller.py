@@ -257,7 +257,7 @@ class Poller:
         return refused
 
     async def _put_off(self, account: Account, polls: Sequence[Poll], refused: Refused) -> None:
-        """Where the list is refused for now, single calls would fare no better, and there would be many of them."""
+        """Where the list is refused at present, single calls would fare no better, and there would be many of them."""
         now, interval, longest = self._clock.now(), account.interval_for(None, None), account.max_interval_for(None, None)
         later = [
             msgspec.structs.replace(
